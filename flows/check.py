@@ -1,0 +1,320 @@
+"""Spec → graph: names, params, ports, types, lists and cycles are checked, and all that is wrong is said at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_origin
+
+from pydantic import ValidationError
+
+from flows.graph import Bound, Graph, Lineage, Wire, order
+from flows.spec import REFERENCE, Spec, StepSpec, Value, shown
+from nodes.artifacts import Artifact, Score, Text
+from nodes.base import Model, Node, Port, Source, outputs_of
+from nodes.errors import ModelError, PipelineError, Problem, nearest
+from nodes.models import SETS, source_of
+
+
+@dataclass
+class _Draft:
+    """A step on its way: its class is known, its keys are sorted into wires and params."""
+
+    spec: StepSpec
+    cls: type[Node]
+    wires: dict[str, Wire] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
+    trusted: set[str] = field(default_factory=set)
+
+
+class _Binder:
+    def __init__(self, spec: Spec, classes: Mapping[str, type[Node]], given: Mapping[str, Value], models: Any) -> None:
+        self.spec, self.classes, self.given = spec, classes, given
+        self.problems: list[Problem] = []
+        self.values = {name: param.default for name, param in spec.params.items()}
+        self.models = self._models(models)
+
+    def fault(self, message: str, *path: str | int) -> None:
+        self.problems.append(self.spec.problem(message, *path))
+
+    # --- what the caller gives ---
+
+    def take_given(self) -> None:
+        for name, value in self.given.items():
+            if name not in self.spec.params:
+                self.problems.append(Problem(f'unknown param "{name}"{nearest(name, self.spec.params)}'))
+                continue
+            param = self.spec.params[name]
+            if message := param.fault(value):
+                self.problems.append(Problem(f'param "{name}": {message}'))
+            else:
+                self.values[name] = value
+
+    def _models(self, models: str | Mapping[str, str] | None) -> Mapping[str, str]:
+        chosen = self.spec.models if models is None else models
+        if not isinstance(chosen, str):
+            return chosen
+        if chosen not in SETS:
+            message = f'unknown model set "{chosen}"{nearest(chosen, SETS)}'
+            self.problems.append(Problem(message) if models is not None else self.spec.problem(message, "models"))
+        return SETS.get(chosen, SETS["toybox"])
+
+    # --- one step ---
+
+    def draft(self, name: str, step: StepSpec) -> _Draft | None:
+        where = ("steps", name)
+        cls = self.classes.get(step.node)
+        if cls is None:
+            self.fault(f'step "{name}": unknown node "{step.node}"{nearest(step.node, self.classes)}', *where, "node")
+            return None
+        draft = _Draft(step, cls)
+        for key, value in step.keys.items():
+            if key in cls.ports:
+                self._wire(name, draft, key, value)
+            elif key in cls.model_fields:
+                draft.values[key] = self._value(name, draft, key, value)
+            else:
+                known = nearest(key, [*cls.ports, *cls.model_fields])
+                self.fault(f'step "{name}": {step.node} has no param or port "{key}"{known}', *where, key)
+        return draft
+
+    def _wire(self, name: str, draft: _Draft, port: str, value: Value) -> None:
+        if not isinstance(value, str):
+            self.fault(f'step "{name}": port "{port}": expected a step\'s name, got {shown(value)}', "steps", name, port)
+        elif wire := self._source(name, port, value, port):
+            draft.wires[port] = wire
+
+    def _source(self, name: str, key: str, value: str, port: str) -> Wire | None:
+        """The wire that `value` names, or None after saying why there is none."""
+        step, _, output = value.partition(".")
+        where = ("steps", name, key)
+        if step not in self.spec.steps:
+            self.fault(f'step "{name}": port "{port}": unknown step "{step}"{nearest(step, self.spec.steps)}', *where)
+            return None
+        cls = self.classes.get(self.spec.steps[step].node)
+        if cls is None:
+            return None
+        if not output and len(cls.outputs) > 1:
+            self.fault(f'step "{name}": port "{port}": "{step}" has several outputs; name one: {outputs_of(step, cls)}', *where)
+            return None
+        output = output or next(iter(cls.outputs))
+        if output not in cls.outputs:
+            known = nearest(output, cls.outputs)
+            self.fault(f'step "{name}": port "{port}": "{step}" has no output "{output}"{known}', *where)
+            return None
+        return Wire(step, output)
+
+    def _value(self, name: str, draft: _Draft, key: str, value: Value, *deeper: str | int) -> Value:
+        """`value` with the pipeline's params put in; a step's Text or Score becomes a wire and stays as a template."""
+        if isinstance(value, list):
+            return [self._value(name, draft, key, item, *deeper, index) for index, item in enumerate(value)]
+        if isinstance(value, dict):
+            return {k: self._value(name, draft, key, item, *deeper, k) for k, item in value.items()}
+        if not isinstance(value, str):
+            return value
+        for reference in REFERENCE.findall(value):
+            step = reference.partition(".")[0]
+            if reference in self.values:
+                if reference in self.given:
+                    draft.trusted.add(key)
+            elif step in self.spec.steps and not deeper:
+                if wire := self._source(name, key, reference, f"${{{reference}}}"):
+                    draft.wires[f"${{{reference}}}"] = wire
+                    draft.texts[key] = ""
+            else:
+                known = nearest(reference, [*self.values, *self.spec.steps])
+                self.fault(f'step "{name}": {key}: unknown ${{{reference}}}{known}', "steps", name, key, *deeper)
+                return value
+        if (whole := REFERENCE.fullmatch(value)) and whole[1] in self.values:
+            return self.values[whole[1]]
+        text = REFERENCE.sub(lambda m: _inside(self.values[m[1]]) if m[1] in self.values else m[0], value)
+        if key in draft.texts:
+            draft.texts[key] = text
+        return text
+
+    def build(self, name: str, draft: _Draft) -> Node | None:
+        """The step's node with its params validated, its model found in the set, its paths confined."""
+        for port in draft.cls.ports.values():
+            if port.name not in draft.spec.keys and not port.optional:
+                self._missing(name, draft.cls, port)
+        values = {key: _for_field(draft.cls, key, value) for key, value in draft.values.items()}
+        for key in draft.texts:
+            if draft.cls.model_fields[key].annotation is not str:
+                values.pop(key)  # its value comes when the pipeline runs, and is validated then
+        try:
+            node = draft.cls.model_validate(values)
+        except ValidationError as error:
+            for fault in error.errors():
+                self._param_fault(name, draft, fault)
+            return None
+        update = {}
+        for key in draft.cls.model_fields:
+            if isinstance(model := getattr(node, key), Model):
+                try:
+                    update[key] = Model(role=model.role, source=source_of(model, self.models))
+                except ModelError as error:
+                    self.fault(f'step "{name}": {error}', "steps", name, key)
+        return node.model_copy(update=update)
+
+    def _missing(self, name: str, cls: type[Node], port: Port) -> None:
+        fitting = [
+            f"{port.name}: {step}" if len(other.outputs) == 1 else f"{port.name}: {step}.{output.name}"
+            for step, other in ((s, self.classes.get(spec.node)) for s, spec in self.spec.steps.items())
+            if other and step != name
+            for output in other.outputs.values()
+            if issubclass(output.type, port.type)
+        ]
+        write = f"; write {' or '.join(fitting[:3])}" if fitting else f"; no step gives {port.type.__name__}"
+        self.fault(f'step "{name}": {cls.__name__} needs its port "{port.name}" ({port}){write}', "steps", name)
+
+    def _param_fault(self, name: str, draft: _Draft, fault: Any) -> None:
+        key, *deeper = fault["loc"]
+        if fault["type"] == "missing":
+            self.fault(f'step "{name}": {draft.cls.__name__} needs its param "{key}"', "steps", name)
+            return
+        message = fault["msg"].replace("Input should be", "expected").removeprefix("Value error, ")
+        place = "".join(f"[{part}]" for part in deeper if isinstance(part, int))
+        self.fault(f'step "{name}": {key}{place}: {message}, got {shown(_plain(fault["input"]))}', "steps", name, key, *deeper)
+
+    # --- the graph ---
+
+    def graph(self) -> Graph:
+        self.take_given()
+        drafts = {n: d for n, s in self.spec.steps.items() if (d := self.draft(n, s))}
+        nodes = {n: node for n, d in drafts.items() if (node := self.build(n, d))}
+        edges = {n: {w.step for w in d.wires.values() if w.step in drafts} for n, d in drafts.items()}
+        names, cycle = order(edges)
+        if cycle:
+            after = drafts[cycle[1]]
+            port = next(p for p, wire in after.wires.items() if wire.step == cycle[0])
+            self.fault(f"the steps form a cycle: {' → '.join(cycle)}", "steps", cycle[1], port)
+        steps: dict[str, Bound] = {}
+        gives: dict[str, Lineage] = {}
+        for name in names:
+            lineage = self.lineage(name, drafts[name], drafts, gives)
+            if lineage is None:
+                continue
+            cls = drafts[name].cls
+            many = issubclass(cls, Source) or any(port.many for port in cls.outputs.values())
+            gives[name] = (*lineage, name) if many else lineage
+            if name in nodes:
+                draft = drafts[name]
+                steps[name] = Bound(name, nodes[name], draft.wires, lineage, gives[name], draft.texts,
+                                    frozenset(draft.trusted))
+        outputs = self.outputs()
+        if self.problems:
+            raise PipelineError(self.problems)
+        return Graph(self.spec, steps, outputs, self.models)
+
+    def lineage(
+        self, name: str, draft: _Draft, drafts: Mapping[str, _Draft], gives: Mapping[str, Lineage]
+    ) -> Lineage | None:
+        """The lists that a step runs over, after checking the type and the depth of each of its wires."""
+        longest: Lineage = ()
+        longest_port = ""
+        wrong = False
+        for key, wire in draft.wires.items():
+            if wire.step not in gives:
+                return None
+            found = drafts[wire.step].cls.outputs[wire.output].type
+            port, key_in_file = draft.cls.ports.get(key), key
+            if port is None:
+                key_in_file = next(k for k in draft.texts if key in draft.texts[k])
+                if not issubclass(found, Text | Score):
+                    self.fault(f'step "{name}": {key_in_file}: {key} must give Text or Score, and gives {found.__name__}',
+                               "steps", name, key_in_file)
+                    wrong = True
+            elif not issubclass(found, port.type):
+                fitting = [s for s, d in drafts.items() if s != name and any(
+                    issubclass(o.type, port.type) for o in d.cls.outputs.values())]
+                hint = f"; {port.type.__name__} comes from: {', '.join(fitting)}" if fitting else ""
+                self.fault(f'step "{name}": port "{key}" of {draft.cls.__name__} takes {port.type.__name__}, '
+                           f'and "{wire}" gives {found.__name__}{hint}', "steps", name, key)
+                wrong = True
+            lineage = gives[wire.step]
+            if port and port.many:
+                if not lineage:
+                    self.fault(f'step "{name}": port "{key}" takes a list ({port}), and "{wire}" gives a single '
+                               f"{found.__name__}", "steps", name, key)
+                    wrong = True
+                lineage = lineage[:-1]
+            if lineage[: len(longest)] == longest:
+                longest, longest_port = lineage, key
+            elif longest[: len(lineage)] != lineage:
+                self.fault(f'step "{name}": "{key}" comes from a different list than "{longest_port}": '
+                           f"{' / '.join(lineage)}, not {' / '.join(longest)}", "steps", name, key_in_file)
+                wrong = True
+        return None if wrong else longest
+
+    def outputs(self) -> tuple[Wire, ...]:
+        found = []
+        for index, value in enumerate(self.spec.outputs):
+            step, _, output = value.partition(".")
+            if step not in self.spec.steps:
+                self.fault(f'outputs: unknown step "{step}"{nearest(step, self.spec.steps)}', "outputs", index)
+            elif cls := self.classes.get(self.spec.steps[step].node):
+                if output and output not in cls.outputs:
+                    self.fault(f'outputs: "{step}" has no output "{output}"{nearest(output, cls.outputs)}', "outputs", index)
+                else:
+                    found += [Wire(step, name) for name in ([output] if output else cls.outputs)]
+        return tuple(found)
+
+
+def _inside(value: Value) -> str:
+    """A param's value inside a text: as YAML would write it."""
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _for_field(cls: type[Node], key: str, value: Value) -> Value:
+    """Lists as the tuples that frozen params hold, unless the field asks for a list."""
+    return value if get_origin(cls.model_fields[key].annotation) is list else _tuples(value)
+
+
+def _tuples(value: Value) -> Value:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def bind(
+    spec: Spec,
+    classes: Mapping[str, type[Node]],
+    values: Mapping[str, Value] | None = None,
+    models: str | Mapping[str, str] | None = None,
+    allow: tuple[Path, ...] = (),
+) -> Graph:
+    """Check a pipeline and bind it: `values` for its params, `models` in place of its own set.
+
+    What the file itself names must lie under the file's folder, the working directory or `allow`; what `values` name
+    may lie anywhere.
+
+    Raises:
+        PipelineError: with all problems found.
+    """
+    binder = _Binder(spec, classes, values or {}, models)
+    graph = binder.graph()
+    if not spec.file:
+        return graph
+    roots = tuple(Path(os.path.realpath(p)) for p in (Path(spec.file).parent, Path.cwd(), *allow))
+    return replace(graph, roots=roots)
+
+
+def rendered(step: Bound, texts: Mapping[str, Artifact]) -> Node:
+    """The step's node with `${step}` in its params filled from the values on those wires.
+
+    Raises:
+        ValidationError: a filled-in value is not what the param allows.
+    """
+    update: dict[str, Value] = {}
+    for key, template in step.texts.items():
+        if (whole := REFERENCE.fullmatch(template)) and isinstance(score := texts[whole[0]], Score):
+            update[key] = score.value
+        else:
+            update[key] = REFERENCE.sub(lambda m: str(texts[m[0]].value), template)  # type: ignore[attr-defined]
+    kept = {key: getattr(step.node, key) for key in type(step.node).model_fields if key not in update}
+    return type(step.node).model_validate({**kept, **update})

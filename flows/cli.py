@@ -1,0 +1,255 @@
+"""The command `photoloom`. Exit codes: 0 all done, 1 some elements failed, 2 nothing ran, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nodes.errors import PhotoloomError, UserError, nearest
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Typed, cached pipelines for pictures.",
+)
+store_app = typer.Typer(no_args_is_help=True, help="The store of results: info, gc, verify.")
+server_app = typer.Typer(no_args_is_help=True, help="The local Prefect server: start, stop, status.")
+app.add_typer(store_app, name="store")
+app.add_typer(server_app, name="server")
+
+File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A pipeline's YAML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Give a param a value.")]
+Models = Annotated[str | None, typer.Option(help="Use this model set.")]
+StoreAt = Annotated[Path, typer.Option("--store", help="The store's folder.")]
+Allow = Annotated[list[Path] | None, typer.Option(help="A further folder that the pipeline's own paths may lead to.")]
+Own = Annotated[list[Path] | None, typer.Option("--nodes", metavar="FILE", help="A Python file with node classes of your own.")]
+Only = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step and what it rests on.")]
+Force = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step whatever the store has.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+STORE = Path("outputs/store")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _pipeline(path: Path, own: list[Path] | None) -> Any:
+    for file in own or []:
+        _import(file)
+    from flows.pipeline import Pipeline
+    from flows.spec import read
+
+    return Pipeline.from_spec(read(path))
+
+
+def _import(file: Path) -> None:
+    """Import a file with node classes, as the caller asked for."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"--nodes {file}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except PhotoloomError:
+        raise
+    except Exception as error:
+        raise UserError(f"--nodes {file}: {type(error).__name__}: {error}") from error
+
+
+def _values(pipeline: Any, given: list[str] | None) -> dict[str, Any]:
+    """`--set K=V`: V is read as the type of the param's default."""
+    from flows.spec import value_of
+
+    found = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write --set NAME=VALUE")
+        if name not in pipeline.spec.params:
+            raise UserError(f'--set {text}: unknown param "{name}"{nearest(name, pipeline.spec.params)}')
+        found[name] = value_of(value, pipeline.spec.params[name])
+    return found
+
+
+@app.command()
+def run(
+    pipeline: File, set_: Set = None, models: Models = None, store: StoreAt = STORE,
+    out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("outputs"),
+    allow: Allow = None, own: Own = None, only: Only = None, force: Force = None,
+    max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more elements than this have failed.")] = None,
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Do not write into pictures how they were made.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a pipeline: what the store has is taken from it, the rest is made."""
+    from flows.progress import Lines, watcher
+
+    found = _pipeline(pipeline, own)
+    with (Lines() if as_json else watcher()) as watched:
+        result = found.run(
+            _values(found, set_), models=models, store=store, out=out, allow=allow or (), only=only or (),
+            force=force or (), max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say,
+        )
+    if as_json:
+        print(json.dumps(result.summary, ensure_ascii=False))
+    else:
+        _told(result.summary)
+    raise typer.Exit(1 if result.status != "done" else 0)
+
+
+def _told(summary: Any) -> None:
+    for name, step in summary["steps"].items():
+        states = ", ".join(f"{step[s]} {s}" for s in ("ran", "cached", "failed", "skipped") if step[s]) or "nothing to do"
+        why = "; ".join(step["reasons"])
+        notes = "".join(f"; {count} × {note}" for note, count in step["notes"].items())
+        print(f"{name:<12} {states:<24} {step['seconds']:>8.2f} s  {why}{notes}".rstrip())
+    for failure in summary["failures"]:
+        _say(f"failed: {failure['step']} {failure['id']}: {failure['error']}")
+    if summary["stopped"]:
+        _say(f"stopped: {summary['stopped']}")
+    for step, files in summary["outputs"].items():
+        if files:
+            print(f"{step}: {len(files)} in {Path(summary['report']).parent / step}")
+    print(f"{summary['status']} in {summary['seconds']:.1f} s; report: {summary['report']}")
+
+
+@app.command()
+def check(pipeline: File, set_: Set = None, models: Models = None, own: Own = None) -> None:
+    """Check a pipeline: all that is wrong is said at once, and nothing runs."""
+    found = _pipeline(pipeline, own)
+    graph = found.graph(_values(found, set_), models)
+    print(f"{graph.name}: {len(graph.steps)} steps, all right")
+
+
+@app.command()
+def plan(
+    pipeline: File, set_: Set = None, models: Models = None, store: StoreAt = STORE, allow: Allow = None, own: Own = None,
+    only: Only = None, force: Force = None, as_json: Json = False,
+) -> None:
+    """Say for each step and element what a run would do, and why."""
+    found = _pipeline(pipeline, own)
+    planned = found.plan(
+        _values(found, set_), models=models, store=store, allow=allow or (), only=only or (), force=force or ()
+    )
+    if as_json:
+        print(json.dumps({
+            step.name: [{"id": call.id, "state": call.state, "reason": call.reason} for call in step.calls] for step in planned
+        }, ensure_ascii=False))
+        return
+    for step in planned:
+        print(f"{step.name:<12} " + (", ".join(f"{count} {word}" for word, count in step.states().items()) or "nothing to do"))
+        for call in step.calls:
+            if call.state == "run":
+                print(f"    {call.id or step.name}: {call.reason}")
+
+
+@app.command()
+def graph(pipeline: File, own: Own = None) -> None:
+    """Print the graph as a Mermaid flowchart."""
+    from flows.graph import mermaid
+
+    print(mermaid(_pipeline(pipeline, own).graph()), end="")
+
+
+@app.command(name="nodes")
+def nodes_(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None, own: Own = None) -> None:
+    """List the node classes, or say all about one."""
+    for file in own or []:
+        _import(file)
+    from flows.describe import described
+    from flows.pipeline import known_nodes
+
+    print(described(known_nodes(), name), end="")
+
+
+@app.command()
+def schema(own: Own = None) -> None:
+    """Print the JSON Schema of pipelines, for editors."""
+    for file in own or []:
+        _import(file)
+    from flows.describe import json_schema
+    from flows.pipeline import known_nodes
+
+    print(json.dumps(json_schema(known_nodes()), indent=1, ensure_ascii=False))
+
+
+@store_app.command()
+def info(store: StoreAt = STORE, as_json: Json = False) -> None:
+    """Say what the store holds."""
+    from flows.store import Store
+
+    found = Store(store).info()
+    print(json.dumps(found) if as_json else f"{found['results']} results, {found['values']} values, {found['bytes']:,} bytes")
+
+
+@store_app.command()
+def gc(
+    max_size: Annotated[str, typer.Option(help="What the store may take: bytes, or with K, M, G.")], store: StoreAt = STORE
+) -> None:
+    """Remove the oldest results until the store is small enough."""
+    from flows.store import Store
+
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    digits = max_size.upper().removesuffix("B")
+    unit = units.get(digits[-1:], 1)
+    number = digits[:-1] if unit > 1 else digits
+    if not number.isdigit():
+        raise UserError(f"--max-size {max_size}: expected a number with K, M or G, such as 20G")
+    print(f"freed {Store(store).collect(int(number) * unit):,} bytes")
+
+
+@store_app.command()
+def verify(store: StoreAt = STORE) -> None:
+    """Read everything; what is damaged is named and removed, and made again when it is next asked for."""
+    from flows.store import Store
+
+    found = Store(store).verify()
+    print("\n".join(found) or "all right")
+    raise typer.Exit(1 if found else 0)
+
+
+@server_app.command()
+def start() -> None:
+    """Start the local Prefect server."""
+    from flows import server
+
+    began = server.start()
+    server.wait(server.local_url())
+    print(f"{'started' if began else 'already running'}: {server.local_url().removesuffix('/api')}")
+
+
+@server_app.command()
+def stop() -> None:
+    """Stop the local Prefect server."""
+    from flows import server
+
+    server.stop()
+    print("stopped")
+
+
+@server_app.command()
+def status() -> None:
+    """Say whether the local Prefect server runs."""
+    from flows import server
+
+    up = server.answers(server.local_url())
+    print(f"{'running' if up else 'not running'}: {server.local_url().removesuffix('/api')}")
+    raise typer.Exit(0 if up else 1)
+
+
+def main() -> None:
+    """Entry point: user errors as one message, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        _say(f"photoloom: {error}" if "\n" not in str(error) else str(error))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _say("interrupted; the same command takes up where this one stopped")
+        raise SystemExit(130) from None

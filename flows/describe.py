@@ -1,0 +1,102 @@
+"""Node classes as words for people, and as a JSON Schema for editors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from flows.spec import PARAM_TYPES
+from nodes.base import Model, Node, Port
+from nodes.errors import UserError, nearest
+
+
+def described(classes: Mapping[str, type[Node]], name: str | None) -> str:
+    """One line for each class, or all about one.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    if name is None:
+        width = max(map(len, classes))
+        return "".join(f"{n:<{width}}  {_first_line(c)}\n" for n, c in sorted(classes.items()))
+    if name not in classes:
+        raise UserError(f'unknown node "{name}"{nearest(name, classes)}')
+    cls = classes[name]
+    lines = [inspect.cleandoc(cls.__doc__ or name), "", "ports:"]
+    lines += [f"  {p.name}: {p}{' (optional)' if p.optional else ''}" for p in cls.ports.values()] or ["  none"]
+    lines += ["outputs:"] + [f"  {p.name}: {p}" for p in cls.outputs.values()] + ["params:"]
+    for field, spec in cls.model_json_schema()["properties"].items():
+        default = f" = {spec['default']!r}" if "default" in spec and not isinstance(spec["default"], dict) else ""
+        bounds = "".join(
+            f", {sign} {spec[key]}" for key, sign in
+            (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")) if key in spec
+        )
+        lines.append(f"  {field}: {_kind(spec)}{default}{bounds}")
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(cls: type[Node]) -> str:
+    return inspect.cleandoc(cls.__doc__ or "").partition("\n")[0]
+
+
+def _kind(spec: Mapping[str, Any]) -> str:
+    if "anyOf" in spec:
+        return " or ".join(_kind(each) for each in spec["anyOf"])
+    if "enum" in spec:
+        return " | ".join(map(str, spec["enum"]))
+    return "model" if "$ref" in spec else str(spec.get("type", "any")).replace("null", "nothing")
+
+
+_REFERENCE = {"type": "string", "pattern": r"\$\{[A-Za-z_][A-Za-z0-9_.]*\}"}
+
+
+def json_schema(classes: Mapping[str, type[Node]]) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a pipeline's YAML."""
+    step_kinds = {name: _step(cls) for name, cls in sorted(classes.items())}
+    number = {"type": "number"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Photoloom pipeline",
+        "type": "object",
+        "required": ["name", "steps"],
+        "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string"},
+            "description": {"type": "string"},
+            "models": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]},
+            "params": {"type": "object", "additionalProperties": {"anyOf": [
+                {"type": ["string", "number", "boolean", "array", "null"]},
+                {"type": "object", "required": ["default"], "additionalProperties": False, "properties": {
+                    "type": {"enum": list(PARAM_TYPES)}, "default": {}, "ge": number, "gt": number, "le": number,
+                    "lt": number, "choices": {"type": "array"}, "help": {"type": "string"},
+                }},
+            ]}},
+            "steps": {"type": "object", "minProperties": 1, "additionalProperties": {
+                "type": "object", "required": ["node"], "properties": {"node": {"enum": list(step_kinds)}},
+                "allOf": [
+                    {"if": {"properties": {"node": {"const": name}}}, "then": kind} for name, kind in step_kinds.items()
+                ],
+            }},
+            "outputs": {"type": "array", "items": {"type": "string"}},
+        },
+    }
+
+
+def _step(cls: type[Node]) -> dict[str, Any]:
+    schema = cls.model_json_schema()
+    properties: dict[str, Any] = {"node": {"const": cls.__name__}}
+    properties |= {name: _port(port) for name, port in cls.ports.items()}
+    for name, field in cls.model_fields.items():
+        if isinstance(field.default, Model):
+            properties[name] = {"type": "string", "description": "A hub id, id@revision or a folder."}
+        else:
+            found = dict(schema["properties"][name])
+            properties[name] = {"anyOf": [found, _REFERENCE]}
+    required = [p.name for p in cls.ports.values() if not p.optional]
+    required += [name for name in schema.get("required", []) if name not in required]
+    return {"properties": properties, "required": ["node", *required], "additionalProperties": False}
+
+
+def _port(port: Port) -> dict[str, Any]:
+    return {"type": "string", "description": f"a step that gives {port}"}

@@ -1,0 +1,135 @@
+"""A checked pipeline: nodes with their params bound, wires between them, and the list rule's lineages. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from flows.spec import Spec
+from nodes.artifacts import Artifact
+from nodes.base import Node, Port, Source
+
+Lineage = tuple[str, ...]
+"""The lists that an element's position counts in, outermost first, each by the step that made it."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The source of an input: one output of a step."""
+
+    step: str
+    output: str
+
+    def __str__(self) -> str:
+        return self.step if self.output == "output" else f"{self.step}.{self.output}"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One step of a graph. It runs once for each element of `lineage`; its outputs have the lineage `gives`.
+
+    `texts` holds the params that wait for a step's Text or Score: their templates, whose `${step}` are also wires.
+    """
+
+    name: str
+    node: Node
+    wires: Mapping[str, Wire]
+    lineage: Lineage
+    gives: Lineage
+    texts: Mapping[str, str] = field(default_factory=dict)
+    trusted: frozenset[str] = frozenset()
+    """The params whose value the caller gave, and not the file."""
+
+    def port(self, name: str) -> Port:
+        """The port that a wire ends in; one inside a text takes any artifact that was allowed there."""
+        return self.node.ports.get(name) or Port(name, Artifact)
+
+    @property
+    def over(self) -> Lineage:
+        """The list whose elements are made one at a time: a source makes each of its files by itself."""
+        return self.gives if isinstance(self.node, Source) else self.lineage
+
+    @property
+    def fans_out(self) -> bool:
+        """Whether one call of the step gives a list."""
+        return self.gives != self.over
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A pipeline that was found right: steps in an order in which each comes after its inputs."""
+
+    spec: Spec
+    steps: Mapping[str, Bound]
+    outputs: tuple[Wire, ...]
+    models: Mapping[str, str]
+    roots: tuple[Path, ...] | None = None
+    """The folders that sources named by the file itself must lie under."""
+
+    def __iter__(self) -> Iterator[Bound]:
+        return iter(self.steps.values())
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return self.spec.name
+
+    def needed(self, names: set[str]) -> set[str]:
+        """The steps named and all that they rest on."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            if (name := waiting.pop()) not in found:
+                found.add(name)
+                waiting += [wire.step for wire in self.steps[name].wires.values()]
+        return found
+
+    @cached_property
+    def phases(self) -> Mapping[str, int]:
+        """How many joins over whole lists stand before each step: those must be over before it can begin."""
+        found: dict[str, int] = {}
+        for step in self:
+            found[step.name] = 0
+            for port, wire in step.wires.items():
+                above = self.steps[wire.step]
+                # Another root, or the whole of this one: all its windows must be through first.
+                joins = step.port(port).many and len(above.gives) == 1
+                whole = joins or above.over[:1] != step.over[:1]
+                found[step.name] = max(found[step.name], found[wire.step] + int(whole))
+        return found
+
+
+def order(edges: Mapping[str, set[str]]) -> tuple[list[str], list[str]]:
+    """Names so that each comes after those it rests on, keeping the order given where that is free; or a cycle.
+
+    Returns the order and nothing, or nothing and the cycle as a path whose first name is repeated at its end.
+    """
+    sorter = TopologicalSorter(edges)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return [], list(reversed(error.args[1]))
+    given, found = {name: index for index, name in enumerate(edges)}, []
+    ready = list(sorter.get_ready())
+    while ready:
+        ready.sort(key=given.__getitem__, reverse=True)
+        name = ready.pop()
+        found.append(name)
+        sorter.done(name)
+        ready += sorter.get_ready()
+    return found, []
+
+
+def mermaid(graph: Graph) -> str:
+    """The graph as a Mermaid flowchart, which code hosts draw: steps with their node, wires with the type they carry."""
+    lines = ["flowchart LR"]
+    for step in graph:
+        lines.append(f'    {step.name}["{step.name}<br/><small>{type(step.node).__name__}</small>"]')
+    for step in graph:
+        for port, wire in step.wires.items():
+            carried = graph.steps[wire.step].node.outputs[wire.output].type.__name__
+            lines.append(f'    {wire.step} -- "{carried} → {port.strip("${}")}" --> {step.name}')
+    return "\n".join(lines) + "\n"

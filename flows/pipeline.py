@@ -1,0 +1,252 @@
+"""A pipeline in Python: from YAML or from steps, checked, planned, run, or handed on as a Prefect flow."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nodes
+from flows.check import bind
+from flows.execute import Execution, Result, Watcher
+from flows.graph import Graph
+from flows.plan import PlannedStep, Planner, make_plan
+from flows.report import Writer, leave, markdown, new_run_folder
+from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, Value, dump, parse, read
+from flows.store import Ref, Store
+from nodes.artifacts import Artifact
+from nodes.base import Node, Output, Step, registered
+from nodes.errors import PipelineError, Problem, UserError
+
+if TYPE_CHECKING:
+    from prefect import Flow
+
+DEFAULT_OUT = Path("outputs")
+DEFAULT_STORE = Path("outputs/store")
+
+
+def known_nodes() -> Mapping[str, type[Node]]:
+    """The node classes that a pipeline may name: those shipped, those installed under the entry point group
+    `photoloom.nodes`, and those defined in this process."""
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="photoloom.nodes"):
+        entry.load()
+    assert nodes.Load
+    return registered()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave. `result["edited"]` are the artifacts of a step or output, in order; `report` is the report's path."""
+
+    status: str
+    summary: Mapping[str, Any]
+    report: Path
+    _values: Mapping[str, Callable[[], list[Artifact]]]
+
+    def __getitem__(self, name: str) -> list[Artifact]:
+        if name not in self._values:
+            raise KeyError(f"{name}; known: {', '.join(self._values)}")
+        return self._values[name]()
+
+
+class Pipeline:
+    """A graph of nodes with a name. From steps:
+
+        photo = Load(path="photos").step("photo")
+        boxes = Detect(labels=("cat",)).step("boxes", image=photo)
+        Pipeline("find-cats", outputs=[boxes]).run()
+
+    Raises:
+        PipelineError: with all that is wrong, as soon as it is made.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        outputs: Sequence[Step | Output],
+        models: str | Mapping[str, str] = "toybox",
+        description: str = "",
+    ) -> None:
+        steps: dict[str, Step] = {}
+        for output in outputs:
+            _collect(output.step if isinstance(output, Output) else output, steps)
+        if not PIPELINE_NAME.fullmatch(name):
+            raise PipelineError([Problem(f'name: expected letters, digits, - and _, got "{name}"')])
+        specs = {step.name: StepSpec(type(step.node).__name__, _keys(step)) for step in steps.values()}
+        names = tuple(_wire(output) if isinstance(output, Output) else output.name for output in outputs)
+        self.spec = Spec(name, description, models, {}, specs, names)
+        self.graph()
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> Pipeline:
+        """A pipeline as written; it is checked when its graph is asked for, with the params it then gets."""
+        found = cls.__new__(cls)
+        found.spec = spec
+        return found
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Pipeline:
+        """Read a pipeline's file, or its text if it holds a line break.
+
+        Raises:
+            PipelineError: with all that is wrong.
+        """
+        spec = parse(path) if isinstance(path, str) and "\n" in path else read(Path(path))
+        found = cls.from_spec(spec)
+        found.graph()
+        return found
+
+    def to_yaml(self) -> str:
+        """The pipeline as YAML, which reads back equal."""
+        return dump(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pipeline) and self.spec == other.spec
+
+    def __hash__(self) -> int:
+        return hash(self.to_yaml())
+
+    def graph(
+        self, params: Mapping[str, Value] | None = None, models: str | Mapping[str, str] | None = None,
+        allow: Sequence[Path] = (),
+    ) -> Graph:
+        """The checked graph with params bound.
+
+        Raises:
+            PipelineError: with all that is wrong.
+        """
+        return bind(self.spec, known_nodes(), params, models, tuple(allow))
+
+    def plan(
+        self, params: Mapping[str, Value] | None = None, *, models: str | Mapping[str, str] | None = None,
+        store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (), only: Sequence[str] = (), force: Sequence[str] = (),
+    ) -> list[PlannedStep]:
+        """What a run would do, and why, without doing it."""
+        graph = self.graph(params, models, allow)
+        return make_plan(Planner(graph, Store(Path(store)), frozenset(force)), steps_named(graph, only))
+
+    def run(
+        self, params: Mapping[str, Value] | None = None, *, models: str | Mapping[str, str] | None = None,
+        store: str | Path = DEFAULT_STORE, out: str | Path = DEFAULT_OUT, allow: Sequence[Path] = (),
+        only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, metadata: bool = True,
+        watcher: Watcher | None = None, say: Callable[[str], None] | None = None,
+    ) -> RunResult:
+        """Run as a Prefect flow, on the server that is configured or a local one.
+
+        Raises:
+            PipelineError: the pipeline is wrong, and nothing ran.
+            UserError: the store, the folder for the outputs or the server cannot be used.
+        """
+        started = time.monotonic()
+        graph = self.graph(params, models, allow)
+        run_store = Store(Path(store))
+        chosen = steps_named(graph, only)
+        execution = Execution(
+            graph, run_store, only=chosen, force=frozenset(force), max_failures=max_failures, watcher=watcher
+        )
+        _ = execution.planner.identities  # absent models are said before a server or a flow is started
+
+        from flows.server import connected
+        from flows.tasks import as_flow, run_in_flow
+
+        with connected(say):
+            run = new_run_folder(Path(out), graph.name)
+            writer = Writer(graph, run, metadata, execution)
+            execution.finished = writer
+
+            def report(result: Result) -> dict[str, Any]:
+                return leave(graph, run, result, writer.written, started)
+
+            def body(pipeline: str, params: dict[str, Any]) -> dict[str, Any]:
+                return run_in_flow(execution, report, lambda found: markdown(graph, found))
+
+            found = as_flow(graph.name, body)(self.spec.file or graph.name, dict(params or {}))
+        return RunResult(found["status"], found, Path(found["report"]), _values(execution))
+
+    def flow(self, **options: Any) -> Flow[..., Any]:
+        """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve
+        on a schedule. `options` are those of `run`; the flow gives the run's summary."""
+        from flows.tasks import as_flow
+
+        kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+
+        def body(**params: Any) -> dict[str, Any]:
+            return dict(self.run(params, **options).summary)
+
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=param.default, annotation=kinds.get(param.kind, Any))
+            for name, param in self.spec.params.items()
+        ]
+        body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        body.__annotations__ = {p.name: p.annotation for p in parameters}
+        return as_flow(f"{self.spec.name}-pipeline", body)  # type: ignore[no-any-return]
+
+
+def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:
+    """The steps to walk: all, or those named with all that they rest on.
+
+    Raises:
+        PipelineError: there is no such step.
+    """
+    from nodes.errors import nearest
+
+    if wrong := [name for name in only if name not in graph.steps]:
+        raise PipelineError([Problem(f'unknown step "{wrong[0]}"{nearest(wrong[0], graph.steps)}')])
+    return graph.needed(set(only)) if only else set(graph.steps)
+
+
+def _values(execution: Execution) -> dict[str, Callable[[], list[Artifact]]]:
+    def reader(step: str, output: str) -> Callable[[], list[Artifact]]:
+        def read_all() -> list[Artifact]:
+            return list(_read(execution, step, output))
+
+        return read_all
+
+    found = {}
+    for name in execution.result.steps:
+        outputs = list(execution.graph.steps[name].node.outputs)
+        for output in outputs:
+            found[name if len(outputs) == 1 else f"{name}.{output}"] = reader(name, output)
+    return found
+
+
+def _read(execution: Execution, step: str, output: str) -> Iterator[Artifact]:
+    from flows.graph import Wire
+
+    elements = execution.planner.elements
+    for position in elements.positions(execution.graph.steps[step].gives):
+        ref = elements.value(Wire(step, output), position)
+        if isinstance(ref, Ref):
+            yield execution.value(step, ref)
+
+
+def _collect(step: Step, found: dict[str, Step]) -> None:
+    """All steps that a step rests on, and then itself."""
+    if found.get(step.name, step) is not step:
+        raise UserError(f'two steps are named "{step.name}"')
+    for wire in step.wires.values():
+        if found.get(wire.step.name) is not wire.step:
+            _collect(wire.step, found)
+    found[step.name] = step
+
+
+def _wire(output: Output) -> str:
+    return output.step.name if len(output.step.node.outputs) == 1 else f"{output.step.name}.{output.port}"
+
+
+def _keys(step: Step) -> dict[str, Value]:
+    wires = {port: _wire(output) for port, output in step.wires.items()}
+    values = json.loads(step.node.model_dump_json(exclude_unset=True))
+    for name, value in values.items():
+        if isinstance(value, dict) and set(value) == {"role", "source"}:
+            values[name] = value["source"]
+    return wires | values
+
+
+__all__ = ["Param", "Pipeline", "RunResult", "known_nodes", "steps_named"]

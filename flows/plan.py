@@ -1,0 +1,264 @@
+"""What would run, and why: look-ups in the store, for each step and element, without running anything."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flows import keys
+from flows.elements import Elements, Gap, Hole, Position, rounds
+from flows.graph import Bound, Graph
+from flows.keys import Digest
+from flows.spec import shown
+from flows.store import Manifest, Ref, Store
+from nodes.base import Model, Source
+from nodes.errors import Damaged, ModelError, PipelineError
+from nodes.models import identity as model_identity
+
+WINDOW = 64
+"""Elements that go through the steps together."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a step's node: its inputs, and what the store knows of it.
+
+    `state` is `cached`, `run`, `waits` (on the step named by `reason`) or `skipped` (since that step gave nothing).
+    """
+
+    step: Bound
+    position: Position
+    id: str
+    state: str
+    reason: str = ""
+    key: Digest = ""
+    inputs: Mapping[str, Ref | tuple[Ref, ...] | None] = field(default_factory=dict)
+    missing: int = 0
+    manifest: Manifest | None = None
+
+
+@dataclass
+class Planner:
+    """Looks calls up. `force` names steps that are to run whatever the store has."""
+
+    graph: Graph
+    store: Store
+    force: frozenset[str] = frozenset()
+    elements: Elements = field(init=False)
+    files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.elements = Elements(self.graph)
+        self._history: dict[str, dict[str, Digest]] = {}
+        self._forced: set[Digest] = set()
+        problems = []
+        for step in self.graph:
+            if isinstance(step.node, Source):
+                try:
+                    self._list_files(step, step.node)
+                except PipelineError as error:
+                    problems += error.problems
+        if problems:
+            raise PipelineError(problems)
+
+    # --- what stands for the whole graph ---
+
+    @cached_property
+    def models(self) -> Mapping[str, str]:
+        """The identity of each model in the graph, by source.
+
+        Raises:
+            PipelineError: a model is not on this machine.
+        """
+        found: dict[str, str] = {}
+        problems = []
+        for step in self.graph:
+            for name in type(step.node).model_fields:
+                value = getattr(step.node, name)
+                if isinstance(value, Model) and value.source not in found:
+                    try:
+                        found[value.source] = model_identity(value.source, self.store.file_digest)
+                    except ModelError as error:
+                        problems.append(self.graph.spec.problem(f'step "{step.name}": {error}', "steps", step.name, name))
+                        found[value.source] = ""
+        if problems:
+            raise PipelineError(problems)
+        return found
+
+    @cached_property
+    def identities(self) -> Mapping[str, tuple[Mapping[str, Any], Digest]]:
+        """Each step's identity for the cache, and its digest."""
+        found = {step.name: keys.identity(step.node, self.models) for step in self.graph}
+        return {name: (identity, keys.digest("Node", identity)) for name, identity in found.items()}
+
+    def _list_files(self, step: Bound, node: Source) -> None:
+        def refuse(message: str) -> PipelineError:
+            return PipelineError([self.graph.spec.problem(f'step "{step.name}": path: {message}', "steps", step.name, "path")])
+
+        pattern = os.path.expanduser(node.path)
+        base = Path(os.path.dirname(pattern) if not glob.has_magic(pattern) else pattern.partition("*")[0].partition("?")[0].partition("[")[0])
+        base = base if base.is_dir() else base.parent
+        if os.path.isdir(pattern):
+            base, pattern = Path(pattern), os.path.join(glob.escape(pattern), "**", "*")
+        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+        files = [path for path in found if not node.suffixes or path.suffix.lower() in node.suffixes]
+        if not files:
+            kinds = f" ending in {', '.join(node.suffixes)}" if found else ""
+            raise refuse(f'no file{kinds} matches {shown(node.path)}')
+        if self.graph.roots and "path" not in step.trusted:
+            for path in files:
+                real = Path(os.path.realpath(path))
+                if not any(real.is_relative_to(root) for root in self.graph.roots):
+                    raise refuse(f"{path} lies outside the pipeline's folder and the working directory; allow it with "
+                                 f"--allow {path.parent}")
+        ids = [path.relative_to(base).with_suffix("").as_posix() for path in files]
+        clashing = {one for one in ids if ids.count(one) > 1} if len(set(ids)) < len(ids) else set()
+        self.files[step.name] = tuple(files)
+        self.elements.root_ids[step.name] = tuple(
+            path.relative_to(base).as_posix() if one in clashing else one for one, path in zip(ids, files, strict=True)
+        )
+        self.elements.open_list(step, (), len(files))
+
+    # --- one call ---
+
+    def calls(self, step: Bound, window: range | None) -> list[Call]:
+        """The calls of a step for a window, each looked up."""
+        return [self.call(step, position) for position in self.elements.positions(step.over, window)]
+
+    def call(self, step: Bound, position: Position) -> Call:
+        """One call of a step, looked up."""
+        id_ = self.elements.id_of(step.over, position)
+        inputs: dict[str, Ref | tuple[Ref, ...] | None] = {}
+        digests: dict[str, Any] = {}
+        missing = 0
+        for port, wire in step.wires.items():
+            holes: list[Hole]
+            if step.port(port).many:
+                listed, holes = self.elements.listed(wire, position)
+                if step.node.tolerates_missing and not any(hole.why is Gap.WAITING for hole in holes):
+                    missing, holes = max(missing, len(holes)), []
+                inputs[port], digests[port] = tuple(listed), [ref.digest for ref in listed]
+            else:
+                value = self.elements.value(wire, position)
+                holes = [value] if isinstance(value, Hole) else []
+                if isinstance(value, Ref):
+                    inputs[port], digests[port] = value, value.digest
+            if holes:
+                waits = any(hole.why is Gap.WAITING for hole in holes)
+                return Call(step, position, id_, "waits" if waits else "skipped", holes[0].step)
+        if isinstance(step.node, Source):
+            try:
+                digests["file"] = self.store.file_digest(self.files[step.name][position[0]])
+            except OSError:
+                digests["file"] = ""  # running it will say what is wrong with the file
+        key = keys.step_key(self.identities[step.name][1], digests)
+        base = Call(step, position, id_, "run", "", key, inputs, missing)
+        if step.name in self.force and key not in self._forced:
+            return self._with(base, "run", "forced")
+        try:
+            manifest = self.store.look_up(key)
+        except Damaged:
+            return self._with(base, "run", "damaged")
+        if manifest is not None:
+            return self._with(base, "cached", "", manifest)
+        return self._with(base, "run", self._reason(step, id_, key, digests))
+
+    def done(self, call: Call, outputs: Mapping[str, Ref | tuple[Ref, ...]]) -> None:
+        """Note what a call gave."""
+        self._forced.add(call.key)
+        self.elements.give(call.step, call.position, outputs)
+
+    @staticmethod
+    def _with(call: Call, state: str, reason: str, manifest: Manifest | None = None) -> Call:
+        return Call(call.step, call.position, call.id, state, reason, call.key, call.inputs, call.missing, manifest)
+
+    def inputs_of(self, call: Call) -> dict[str, Any]:
+        """The digests of a call's inputs, as its manifest keeps them."""
+        found: dict[str, Any] = {
+            port: [ref.digest for ref in value] if isinstance(value, tuple) else value and value.digest
+            for port, value in call.inputs.items()
+        }
+        if isinstance(call.step.node, Source):
+            found["file"] = self.store.file_digest(self.files[call.step.name][call.position[0]])
+        return found
+
+    def _reason(self, step: Bound, id_: str, key: Digest, inputs: Mapping[str, Any]) -> str:
+        """Why a call is not in the store, told from what the same element was called with last time."""
+        if step.name not in self._history:
+            self._history[step.name] = self.store.last_keys(self.graph.name, step.name)
+        history = self._history[step.name]
+        if not history:
+            return "first run"
+        if id_ not in history:
+            return "new picture"
+        if history[id_] == key:
+            return "removed from the store"
+        try:
+            before = self.store.look_up(history[id_])
+        except Damaged:
+            before = None
+        if before is None:
+            return "removed from the store"
+        old, new = before.identity, self.identities[step.name][0]
+        if old["node"] != new["node"]:
+            return f"node changed: {old['node']} → {new['node']}"
+        if old["version"] != new["version"]:
+            return "node version"
+        if old["models"] != new["models"]:
+            return "model changed"
+        for name in {**old["params"], **new["params"]}:
+            was, now = old["params"].get(name), _as_listed(new["params"].get(name))
+            if was != now or type(was) is not type(now):
+                return f"{name} changed: {shown(was)} → {shown(now)}"
+        for port in {**before.inputs, **inputs}:
+            if before.inputs.get(port) != inputs.get(port):
+                return "picture changed" if port == "file" else f"{port.strip('${}')} changed"
+        return "removed from the store"
+
+
+def _as_listed(value: Any) -> Any:
+    """A param as JSON gives it back."""
+    return [_as_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """What would happen to a step: how many calls in which state, and each one's reason."""
+
+    name: str
+    calls: tuple[Call, ...]
+
+    def states(self) -> Mapping[str, int]:
+        """How many calls are in each state, as words: `cached`, `run`, `depends on boxes`."""
+        found: dict[str, int] = {}
+        for call in self.calls:
+            word = f"depends on {call.reason}" if call.state == "waits" else call.state
+            found[word] = found.get(word, 0) + 1
+        return found
+
+
+def make_plan(planner: Planner, only: set[str]) -> list[PlannedStep]:
+    """Walk the graph by look-ups alone."""
+    found: dict[str, list[Call]] = {name: [] for name in planner.graph.steps if name in only}
+    for step, _, window in rounds(planner.graph, planner.elements, WINDOW, only):
+        calls = planner.calls(step, window)
+        if not calls and (waiting := next((c for c in _above(planner, step, found) if c.state != "cached"), None)):
+            calls = [Call(step, (), "", "waits", waiting.step.name)]
+        for call in calls:
+            found[step.name].append(call)
+            if call.manifest:
+                planner.done(call, call.manifest.outputs)
+            else:
+                planner.elements.leave_out(step, call.position, Gap.WAITING)
+    return [PlannedStep(name, tuple(calls)) for name, calls in found.items()]
+
+
+def _above(planner: Planner, step: Bound, found: Mapping[str, Sequence[Call]]) -> Iterator[Call]:
+    return (call for wire in step.wires.values() for call in found.get(wire.step, ()))
+
+

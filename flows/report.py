@@ -1,0 +1,150 @@
+"""What a run leaves for people: the files of its outputs, and a report of what ran, what was cached, and why."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flows import keys
+from flows.execute import Execution, Result
+from flows.graph import Graph, Wire
+from flows.plan import Call
+from flows.spec import dump
+from flows.store import Manifest, Ref
+from nodes.artifacts import File
+from nodes.base import Sink
+from nodes.errors import Damaged, InputError, StoreError
+from nodes.files import VERSION, as_file
+
+
+def new_run_folder(out: Path, pipeline: str) -> Path:
+    """Make `<out>/<pipeline>/<time>`, a new folder even when another run began in the same second.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in itertools.count(1):
+        folder = out / pipeline / (stamp if attempt == 1 else f"{stamp}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not folder.is_dir():
+                raise StoreError(f"{folder} is in the way: not a folder") from None
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be made: {error.strerror or error}") from error
+    raise AssertionError
+
+
+@dataclass
+class Writer:
+    """Writes outputs as they come. Encoded files are kept in the store too, so that a run from the cache encodes nothing."""
+
+    graph: Graph
+    folder: Path
+    metadata: bool = True
+    execution: Execution | None = None
+    written: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._wires: dict[str, list[Wire]] = {}
+        sinks = [Wire(step.name, o) for step in self.graph if isinstance(step.node, Sink) for o in step.node.outputs]
+        for wire in dict.fromkeys((*self.graph.outputs, *sinks)):
+            self._wires.setdefault(wire.step, []).append(wire)
+            self.written[str(wire)] = []
+
+    def __call__(self, call: Call, outputs: Mapping[str, Ref | tuple[Ref, ...]]) -> None:
+        """Write what one call of a step gave, if it is asked for."""
+        for wire in self._wires.get(call.step.name, ()):
+            found = outputs[wire.output]
+            for index, ref in enumerate(found if isinstance(found, tuple) else (found,)):
+                id_ = "/".join(filter(None, (call.id, str(index)))) if isinstance(found, tuple) else call.id
+                self._write(wire, id_ or call.step.name, ref)
+
+    def _write(self, wire: Wire, id_: str, ref: Ref) -> None:
+        node = self.graph.steps[wire.step].node
+        name = node.name.replace("{id}", id_) if isinstance(node, Sink) else id_
+        file = self._file(wire.step, ref)
+        base = self.folder / str(wire)
+        path = base / f"{name}{file.suffix}"
+        if not Path(os.path.normpath(path)).is_relative_to(base):
+            raise InputError(f'step "{wire.step}": name: {name} leads out of the run\'s folder')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.data.tobytes())
+        self.written[str(wire)].append({"id": id_, "path": str(path)})
+
+    def _file(self, step: str, ref: Ref) -> File:
+        assert self.execution is not None
+        store = self.execution.store
+        key = keys.digest("File", [VERSION, ref.digest, dict(ref.info) if self.metadata else None])
+        try:
+            if (kept := store.look_up(key)) and isinstance(one := kept.outputs["file"], Ref):
+                found = store.get(one)
+                if isinstance(found, File):
+                    return found
+        except Damaged:
+            pass  # encoding it again is all there is to do
+        file = as_file(self.execution.value(step, ref), self.metadata)
+        store.record(key, Manifest({"file": store.put(file)}, {}, {}))
+        return file
+
+
+def summary(run: Path, result: Result, written: Mapping[str, Any], seconds: float, status: str) -> dict[str, Any]:
+    """The run as JSON: what `--json` prints and `report.json` holds."""
+    return {
+        "run": run.name,
+        "status": status,
+        "seconds": round(seconds, 3),
+        "steps": {
+            name: {**asdict(step), "seconds": round(step.seconds, 3)} for name, step in result.steps.items()
+        },
+        "outputs": dict(written),
+        "failures": [{"step": f.step, "id": f.id, "error": f.error} for f in result.failures],
+        "stopped": result.stopped,
+        "report": str(run / "report.md"),
+    }
+
+
+def status_of(result: Result) -> str:
+    """`done`, `failed` when some elements failed, `stopped` when the run ended before its end."""
+    return "stopped" if result.stopped else "failed" if result.failures else "done"
+
+
+def leave(graph: Graph, run: Path, result: Result, written: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """Write the report, the pipeline as it ran, and full tracebacks of what was not the user's doing."""
+    found = summary(run, result, written, time.monotonic() - started, status_of(result))
+    for number, failure in enumerate(f for f in result.failures if f.traceback):
+        folder = run / "errors"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number:04d}-{failure.step}.txt").write_text(f"{failure.step} {failure.id}\n\n{failure.traceback}", "utf-8")
+    (run / "report.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    (run / "report.md").write_text(markdown(graph, found), "utf-8")
+    (run / "pipeline.yaml").write_text(dump(graph.spec), "utf-8")
+    return found
+
+
+def markdown(graph: Graph, found: Mapping[str, Any]) -> str:
+    """The report for people."""
+    lines = [f"# {graph.name}: {found['status']} in {found['seconds']} s", ""]
+    lines += ["| step | node | ran | cached | failed | skipped | seconds | why it ran |", "|---|---|---|---|---|---|---|---|"]
+    for name, step in found["steps"].items():
+        why = "; ".join(f"{reason} ({count})" for reason, count in {**step["reasons"], **step["notes"]}.items())
+        counts = " | ".join(str(step[state]) for state in ("ran", "cached", "failed", "skipped", "seconds"))
+        lines.append(f"| {name} | {type(graph.steps[name].node).__name__} | {counts} | {why.replace('|', '/')} |")
+    if found["failures"]:
+        lines += ["", "## Failures", ""]
+        lines += [f"- {failure['step']} {failure['id']}: {failure['error']}" for failure in found["failures"]]
+    if found["stopped"]:
+        lines += ["", f"Stopped: {found['stopped']}"]
+    lines += ["", "## Files", ""]
+    for step, files in found["outputs"].items():
+        lines += [f"- {step}: {len(files)}"] + [f"  - {file['path']}" for file in files[:20]]
+    return "\n".join(lines) + "\n"

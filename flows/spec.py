@@ -1,0 +1,375 @@
+"""A pipeline as written: YAML read strictly, each key and value with its position. Knows no node classes.
+
+YAML 1.2's core schema is used for plain values (`no` is a string, `1e3` a number); tags, anchors, merge keys and duplicate
+keys are errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nodes.errors import PipelineError, Problem, nearest
+
+Path_ = tuple[str | int, ...]
+Value = Any
+"""A plain YAML value: None, bool, int, float, str, or a list or dict of these."""
+
+MAX_BYTES = 4 * 2**20
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+PIPELINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+REFERENCE = re.compile(r"\$\{([^}]*)\}")
+
+_TOP = ("name", "description", "models", "params", "steps", "outputs")
+_PARAM_KEYS = ("type", "default", "ge", "gt", "le", "lt", "choices", "help")
+PARAM_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "str": str, "int": int, "float": (int, float), "bool": bool, "list": list,
+}
+
+
+@dataclass(frozen=True)
+class Param:
+    """One param of a pipeline: its default, and in the long form its type, bounds, choices and help."""
+
+    default: Value
+    type: str = ""
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    choices: tuple[Value, ...] = ()
+    help: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The type's name, taken from the default where none is given."""
+        return self.type or next((name for name, t in PARAM_TYPES.items() if _is(self.default, t)), "any")
+
+    def fault(self, value: Value) -> str:
+        """What is wrong with `value` for this param, or nothing."""
+        kind = self.kind
+        if kind != "any" and not _is(value, PARAM_TYPES[kind]):
+            return f"expected {kind}, got {type(value).__name__} {shown(value)}"
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        for key, bound in self.bounds.items():
+            if not {"ge": value >= bound, "gt": value > bound, "le": value <= bound, "lt": value < bound}[key]:
+                return f"expected a value {signs[key]} {bound}, got {shown(value)}"
+        if self.choices and value not in self.choices:
+            return f"expected one of {', '.join(map(shown, self.choices))}, got {shown(value)}"
+        return ""
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One step as written: the node's name, and its keys with their values."""
+
+    node: str
+    keys: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A pipeline as written. Two are equal when they say the same, wherever it stands."""
+
+    name: str
+    description: str = ""
+    models: str | Mapping[str, str] = "toybox"
+    params: Mapping[str, Param] = field(default_factory=dict)
+    steps: Mapping[str, StepSpec] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    file: str = field(default="", compare=False)
+    positions: Mapping[Path_, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def problem(self, message: str, *path: str | int) -> Problem:
+        """A problem at a place of the file: the deepest part of `path` that was written down."""
+        while path and path not in self.positions:
+            path = path[:-1]
+        line, column = self.positions.get(path, (0, 0))
+        return Problem(message, self.file if line else "", line, column)
+
+
+def _is(value: Value, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def shown(value: Value) -> str:
+    """A value as a message shows it: strings quoted, long ones cut."""
+    text = f'"{value}"' if isinstance(value, str) else "null" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "…" + text[-1]
+
+
+# --- reading ---
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the plain values of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)  # type: ignore[no-untyped-call]
+
+
+class _Reader:
+    """Turns YAML's node tree into plain values, noting the position of each key and value and every fault."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.positions: dict[Path_, tuple[int, int]] = {}
+        self.problems: list[Problem] = []
+
+    def fault(self, node: yaml.Node, message: str) -> None:
+        mark = node.start_mark
+        self.problems.append(Problem(message, self.file, mark.line + 1, mark.column + 1))
+
+    def value(self, node: yaml.Node, path: Path_) -> Value:
+        self.positions.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, yaml.MappingNode) and tag == "map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and tag == "seq":
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            text = node.value
+            match tag:
+                case "str":
+                    return text
+                case "null":
+                    return None
+                case "bool":
+                    return text.lower() == "true"
+                case "int":
+                    return int(text)
+                case "float":
+                    return float(text)
+        name = f"!!{tag}" if node.tag != tag else tag
+        self.fault(node, f"the tag {name} is not allowed; only plain values are")
+        return None
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Value]:
+        found: dict[str, Value] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key_node.tag != "tag:yaml.org,2002:str" or key is None:
+                self.fault(key_node, f"a key must be a string; quote it: \"{key}\"" if key else "a key must be a string")
+                continue
+            if key == "<<":
+                self.fault(key_node, "merge keys (<<) are not allowed; write the values out")
+                continue
+            if key in found:
+                line = self.positions[(*path, key)][0]
+                self.fault(key_node, f'the key "{key}" stands here twice; first on line {line}')
+                continue
+            mark = key_node.start_mark
+            self.positions[(*path, key)] = (mark.line + 1, mark.column + 1)
+            found[key] = self.value(value_node, (*path, key))
+        return found
+
+
+def parse(text: str, file: str = "<text>") -> Spec:
+    """Read a pipeline.
+
+    Raises:
+        PipelineError: with all that is wrong in the text, each with file, line and column.
+    """
+    reader = _Reader(file)
+    try:
+        if anchor := next((t for t in yaml.scan(text) if isinstance(t, yaml.AliasToken | yaml.AnchorToken)), None):
+            mark = anchor.start_mark
+            message = "anchors and aliases are not allowed; use a param: ${name}"
+            raise PipelineError([Problem(message, file, mark.line + 1, mark.column + 1)])
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise PipelineError([Problem(f"not YAML: {error.problem or error.context}", file, line, column)]) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise PipelineError([Problem(f"not YAML: {str(error).partition(chr(10))[0]}", file, 1, 1)]) from None
+    if not isinstance(root, yaml.MappingNode):
+        raise PipelineError([Problem("a pipeline is a mapping with name, steps and outputs", file, 1, 1)])
+    try:
+        tree = reader.value(root, ())
+    except RecursionError:
+        raise PipelineError([Problem("not YAML: nested too deeply", file, 1, 1)]) from None
+    spec = _spec(tree, reader)
+    if reader.problems:
+        raise PipelineError(reader.problems)
+    return spec
+
+
+def value_of(text: str, param: Param) -> Value:
+    """A value typed on a command line, for a param: text stays text, all else is read as YAML reads it."""
+    if param.kind == "str":
+        return text
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+    reader = _Reader("")
+    value = reader.value(node, ()) if node else text
+    return text if reader.problems else value
+
+
+def read(path: Path) -> Spec:
+    """Read a pipeline's file.
+
+    Raises:
+        PipelineError: it is not there, not text, or not a pipeline.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise PipelineError([Problem(f"{path}: expected at most {MAX_BYTES} bytes, got {path.stat().st_size}")])
+        return parse(path.read_text("utf-8"), str(path))
+    except OSError as error:
+        raise PipelineError([Problem(f"{path}: {error.strerror or error}{_beside(path)}")]) from None
+    except UnicodeDecodeError as error:
+        raise PipelineError([Problem(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})")]) from None
+
+
+def _beside(path: Path) -> str:
+    try:
+        return nearest(path.name, (p.name for p in path.parent.glob("*.y*ml")))
+    except OSError:
+        return ""
+
+
+def _spec(tree: dict[str, Value], reader: _Reader) -> Spec:
+    draft = Spec("", file=reader.file, positions=reader.positions)
+
+    def fault(message: str, *path: str | int) -> None:
+        reader.problems.append(draft.problem(message, *path))
+
+    for key in tree:
+        if key not in _TOP:
+            fault(f'unknown key "{key}"{nearest(key, _TOP)}', key)
+    for key in ("name", "steps"):
+        if key not in tree:
+            fault(f'the key "{key}" is missing')
+    name, description, outputs = tree.get("name"), tree.get("description", ""), tree.get("outputs", [])
+    if "name" in tree and not (isinstance(name, str) and PIPELINE_NAME.fullmatch(name)):
+        fault(f"name: expected letters, digits, - and _, got {shown(name)}", "name")
+    if not isinstance(description, str):
+        fault(f"description: expected text, got {shown(description)}", "description")
+    models = tree.get("models", "toybox")
+    if not isinstance(models, str) and not (isinstance(models, dict) and all(isinstance(m, str) for m in models.values())):
+        fault(f"models: expected a set's name or a mapping role: model, got {shown(models)}", "models")
+        models = "toybox"
+    if not (isinstance(outputs, list) and all(isinstance(o, str) for o in outputs)):
+        fault(f"outputs: expected a list of steps, got {shown(outputs)}", "outputs")
+        outputs = []
+    raw_params, raw_steps = tree.get("params") or {}, tree.get("steps", {})
+    if not isinstance(raw_params, dict):
+        fault(f"params: expected a mapping, got {shown(raw_params)}", "params")
+        raw_params = {}
+    if "steps" in tree and not (isinstance(raw_steps, dict) and raw_steps):
+        fault(f"steps: expected a mapping of at least one step, got {shown(raw_steps)}", "steps")
+    raw_steps = raw_steps if isinstance(raw_steps, dict) else {}
+    params = {}
+    for key, value in raw_params.items():
+        if not NAME.fullmatch(key):
+            fault(f'param "{key}": a name is letters, digits and _', "params", key)
+        elif param := _param(key, value, fault):
+            params[key] = param
+    steps = {}
+    for key, value in raw_steps.items():
+        if not NAME.fullmatch(key):
+            fault(f'step "{key}": a name is letters, digits and _', "steps", key)
+        elif key in raw_params:
+            fault(f'step "{key}": a param has the same name; params and steps share one space of names', "steps", key)
+        elif not isinstance(value, dict):
+            fault(f'step "{key}": expected a mapping with node: and its keys, got {shown(value)}', "steps", key)
+        elif not isinstance(value.get("node"), str):
+            fault(f'step "{key}": the key "node" is missing' if "node" not in value else
+                  f'step "{key}": node: expected a name, got {shown(value["node"])}', "steps", key, "node")
+        else:
+            steps[key] = StepSpec(value["node"], {k: v for k, v in value.items() if k != "node"})
+    return Spec(str(name), str(description), models, params, steps, tuple(outputs), reader.file, reader.positions)
+
+
+def _param(name: str, value: Value, fault: Any) -> Param | None:
+    if not isinstance(value, dict):
+        return Param(value)
+    where, wrong = ("params", name), False
+    for key in value:
+        if key not in _PARAM_KEYS:
+            fault(f'param "{name}": unknown key "{key}"{nearest(key, _PARAM_KEYS)}', *where, key)
+            wrong = True
+    if "default" not in value:
+        fault(f'param "{name}": the key "default" is missing', *where)
+        return None
+    kind = value.get("type", "")
+    if kind and (not isinstance(kind, str) or kind not in PARAM_TYPES):
+        fault(f'param "{name}": unknown type {shown(kind)}{nearest(str(kind), PARAM_TYPES)}', *where, "type")
+        return None
+    bounds = {k: value[k] for k in ("ge", "gt", "le", "lt") if k in value}
+    for key, bound in bounds.items():
+        if not _is(bound, (int, float)):
+            fault(f'param "{name}": {key}: expected a number, got {shown(bound)}', *where, key)
+            wrong = True
+    choices = value.get("choices", [])
+    if not isinstance(choices, list):
+        fault(f'param "{name}": choices: expected a list, got {shown(choices)}', *where, "choices")
+        wrong = True
+    if wrong:
+        return None
+    param = Param(value["default"], kind, bounds, tuple(choices), str(value.get("help", "")))
+    if bounds and param.kind not in ("int", "float"):
+        fault(f'param "{name}": bounds need a number, and its type is {param.kind}', *where)
+        return None
+    if message := param.fault(param.default):
+        fault(f'param "{name}": default: {message}', *where, "default")
+        return None
+    return param
+
+
+# --- writing ---
+
+
+def dump(spec: Spec) -> str:
+    """The pipeline as YAML that reads back equal, one step a line."""
+    top: dict[str, Value] = {"name": spec.name}
+    if spec.description:
+        top["description"] = spec.description
+    top["models"] = spec.models if isinstance(spec.models, str) else dict(spec.models)
+    if spec.params:
+        top["params"] = {name: _param_value(param) for name, param in spec.params.items()}
+    text = _yaml(top) + "steps:\n"
+    for name, step in spec.steps.items():
+        text += f"  {name}: {_yaml({'node': step.node, **step.keys}, flow=True)}"
+    return text + (f"outputs: {_yaml(list(spec.outputs), flow=True)}" if spec.outputs else "")
+
+
+def _param_value(param: Param) -> Value:
+    long: dict[str, Value] = {"type": param.type} if param.type else {}
+    long |= {"default": param.default, **param.bounds}
+    long |= {"choices": list(param.choices)} if param.choices else {}
+    long |= {"help": param.help} if param.help else {}
+    return param.default if long == {"default": param.default} and not isinstance(param.default, dict) else long
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes by our own loader's rules, so that what is a string stays one."""
+
+    yaml_implicit_resolvers = {
+        first: _Loader.yaml_implicit_resolvers.get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+        for first in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _yaml(value: Value, flow: bool = False) -> str:
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20, default_flow_style=flow or None
+    )
+    return text

@@ -1,0 +1,1 @@
+"""The toybox models: their scenes, training and evaluation."""

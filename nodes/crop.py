@@ -1,0 +1,65 @@
+"""Cut boxes out of a picture."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from nodes.artifacts import Boxes, Image
+from nodes.base import Node
+from nodes.errors import InputError
+
+
+class Crop(Node):
+    """One picture for each box, in the order of the boxes: all pixels that the box touches.
+
+    `padding` widens the box on each side by that share of its own width and height; `square` then widens the shorter
+    side to the longer one, moved inside the picture where it would leave it. What still reaches beyond the picture is
+    cut off. Each crop's info tells its `label`, `score` and place (`left`, `top`).
+
+    Raises:
+        InputError: a box lies outside the picture.
+    """
+
+    version: ClassVar[str] = "1"
+    padding: Annotated[float, Field(ge=0, le=10)] = 0.0
+    square: bool = False
+
+    def run(self, image: Image, boxes: Boxes) -> list[Image]:
+        crops = []
+        rows = zip(boxes.xyxy.tolist(), boxes.labels, boxes.scores.tolist(), strict=True)
+        for index, (box, label, score) in enumerate(rows):
+            x1, y1, x2, y2 = (round(corner, 2) for corner in box)
+            if x2 < 0 or y2 < 0 or x1 > image.width or y1 > image.height:
+                raise InputError(
+                    f"Crop: box {index} ({x1:g}, {y1:g}, {x2:g}, {y2:g}) lies outside the picture "
+                    f"of {image.width}×{image.height}"
+                )
+            wider, higher = (x2 - x1) * self.padding, (y2 - y1) * self.padding
+            left, right = _span(x1 - wider, x2 + wider, image.width)
+            top, bottom = _span(y1 - higher, y2 + higher, image.height)
+            if self.square:
+                side = max(right - left, bottom - top)
+                left, right = _widened(left, right, side, image.width)
+                top, bottom = _widened(top, bottom, side, image.height)
+            crops.append(
+                Image(image.pixels[top:bottom, left:right]).with_info(
+                    label=label, score=round(score, 3), left=left, top=top
+                )
+            )
+        return crops
+
+
+def _span(low: float, high: float, length: int) -> tuple[int, int]:
+    """The whole pixels, at least one, that low..high touches within 0..length."""
+    start = min(max(math.floor(low), 0), length - 1)
+    return start, max(min(math.ceil(high), length), start + 1)
+
+
+def _widened(low: int, high: int, side: int, length: int) -> tuple[int, int]:
+    """low..high about its middle to `side` pixels, moved inside 0..length, or all of it."""
+    side = min(side, length)
+    start = min(max((low + high - side) // 2, 0), length - side)
+    return start, start + side

@@ -1,0 +1,211 @@
+"""What Generate, Inpaint and Refine share: SDXL models in memory, schedulers by name, and one call of a pipeline.
+
+SDXL: Podell et al. 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis".
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from nodes.artifacts import Image
+from nodes.base import Model, Node
+from nodes.models import Place
+from nodes.running import progress
+
+SchedulerName = Literal[
+    "euler", "euler_a", "ddim", "ddpm", "heun", "dpm2", "dpm2_a", "dpm++_2m", "dpm++_2m_karras", "dpm++_2m_sde",
+    "dpm++_2m_sde_karras", "unipc", "deis", "pndm", "lcm", "tcd",
+]
+
+_KARRAS = {"use_karras_sigmas": True}
+_LATENT = {"clip_sample": False, "thresholding": False}
+"""Clipping to -1..1 is for pixels, and on by default in these."""
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("EulerDiscreteScheduler", {"use_karras_sigmas": False}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "ddim": ("DDIMScheduler", {**_LATENT, "set_alpha_to_one": False}),
+    "ddpm": ("DDPMScheduler", _LATENT),
+    "heun": ("HeunDiscreteScheduler", {"use_karras_sigmas": False, "clip_sample": False}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm2_a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False, "algorithm_type": "dpmsolver++"}),
+    "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {**_KARRAS, "algorithm_type": "dpmsolver++"}),
+    "dpm++_2m_sde": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False, "algorithm_type": "sde-dpmsolver++"}),
+    "dpm++_2m_sde_karras": ("DPMSolverMultistepScheduler", {**_KARRAS, "algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "lcm": ("LCMScheduler", {"clip_sample": False}),
+    "tcd": ("TCDScheduler", {"clip_sample": False}),
+}
+"""The field's names, each with the diffusers class and what it sets beyond the model's own scheduler config."""
+
+
+class Diffusion(Node):
+    """The params that all diffusion nodes share."""
+
+    model: Model
+    negative_prompt: str = ""
+    num_inference_steps: Annotated[int, Field(ge=1, le=500)] = 20
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 5.0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    scheduler: SchedulerName | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What one call gave: `pixels` uint8 (H, W, 3), `latents` float32 (C, h, w) as they left the sampler, and the info
+    of that making (effective steps, seed, scheduler class, …)."""
+
+    pixels: NDArray[np.uint8]
+    latents: NDArray[np.float32]
+    info: dict[str, str | int | float | bool | None]
+
+
+class Parts:
+    """The parts of an SDXL model, loaded once and put together anew for each call, so that no call sees another's
+    state.
+
+    Text-to-image, inpainting and image-to-image of the same folder share them.
+    """
+
+    def __init__(self, components: dict[str, Any], config: dict[str, Any], name: str) -> None:
+        self.components, self.config, self.name = components, config, name
+        self.vae_scale = 2 ** (len(components["vae"].config.block_out_channels) - 1)
+        self.scaling: float = components["vae"].config.scaling_factor
+        self.size: int = components["unet"].config.sample_size * self.vae_scale
+        """The side in pixels of the square pictures that the model was made for."""
+
+    def call(self, kind: str, node: Diffusion, prompt: str, seed: int, **arguments: Any) -> Made:
+        """Run the diffusers pipeline class `kind` once; the noise is that of a CPU generator on every device."""
+        import torch
+
+        # diffusers' schedulers turn tensors into arrays in two ways that NumPy 2 deprecates.
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+        warnings.filterwarnings("ignore", "__array_wrap__ must accept context", DeprecationWarning)
+        library: Any = import_module("diffusers")
+        pipeline = self._pipeline(library, getattr(library, kind), node.scheduler)
+        last: dict[str, Any] = {}
+
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            last.update(tensors)
+            progress(step + 1, pipe.num_timesteps)
+            return {}
+
+        try:
+            with torch.inference_mode():
+                picture = pipeline(
+                    prompt=prompt,
+                    negative_prompt=node.negative_prompt or None,  # None, not "", asks for what the model learned
+                    num_inference_steps=node.num_inference_steps, guidance_scale=node.guidance_scale,
+                    generator=torch.Generator("cpu").manual_seed(seed), output_type="np",
+                    callback_on_step_end=after_step, callback_on_step_end_tensor_inputs=["latents"], **arguments,
+                ).images[0]
+        finally:  # a call that failed half-way leaves the VAE in the float32 that it decodes in
+            if self.components["vae"].dtype != self.components["unet"].dtype:
+                self.components["vae"].to(dtype=self.components["unet"].dtype)
+        order = getattr(pipeline.scheduler, "order", 1)
+        info: dict[str, str | int | float | bool | None] = {
+            "prompt": prompt, "negative_prompt": node.negative_prompt, "seed": seed,
+            "num_inference_steps": -(-pipeline.num_timesteps // order), "guidance_scale": node.guidance_scale,
+            "scheduler": type(pipeline.scheduler).__name__, "width": picture.shape[1], "height": picture.shape[0],
+            "model": self.name,
+        }
+        if node.scheduler:
+            info["scheduler_name"] = node.scheduler
+        if lost := self._unread(prompt):
+            info["note"] = f"the model reads only the beginning of the prompt; left out: {lost}"
+        pixels = np.round(np.nan_to_num(picture).clip(0, 1) * 255).astype(np.uint8)
+        return Made(pixels, last["latents"][0].float().cpu().numpy(), info)
+
+    def _pipeline(self, library: Any, kind: Any, scheduler: str | None) -> Any:
+        base = self.components["scheduler"]
+        class_name, changes = SCHEDULERS[scheduler] if scheduler else (type(base).__name__, {})
+        fresh = getattr(library, class_name).from_config(base.config, **changes)
+        accepted = inspect.signature(kind.__init__).parameters
+        given = {name: part for name, part in {**self.components, **self.config}.items() if name in accepted}
+        pipeline = kind(**{**given, "scheduler": fresh, "add_watermarker": False})
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _unread(self, prompt: str) -> str:
+        """What of a prompt lies beyond the length that the text encoders take."""
+        tokenizer = self.components["tokenizer_2"]
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        return str(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])).strip()
+
+
+_CHATTER = (
+    "diffusers.pipelines.stable_diffusion_xl",  # a prompt that is too long: the result's info says so
+    "transformers.tokenization_utils_base",  # the same
+    "transformers.utils.import_utils",  # torchvision is absent: SDXL does not need it
+)
+"""Loggers that warn of what is known here."""
+
+
+def load_parts(place: Place) -> Parts:
+    """The parts of the SDXL model in a folder of diffusers' layout.
+
+    Raises:
+        ValueError: the folder holds no SDXL model.
+    """
+    index = place.folder / "model_index.json"
+    kind = json.loads(index.read_text("utf-8")).get("_class_name", "") if index.is_file() else ""
+    if not kind.startswith("StableDiffusionXL"):
+        raise ValueError(f"expected an SDXL model (a StableDiffusionXL… in model_index.json), got {kind or 'none'}")
+    library: Any = import_module("diffusers")
+    for package in (library, import_module("transformers")):
+        package.utils.logging.disable_progress_bar()
+    for chatter in _CHATTER:
+        logging.getLogger(chatter).setLevel(logging.ERROR)
+    pipeline = library.DiffusionPipeline.from_pretrained(
+        place.folder, dtype=place.dtype, variant=_variant(place.folder), use_safetensors=True, local_files_only=True,
+        add_watermarker=False,
+    ).to(place.device)
+    # The pipelines cast the VAE to float32 and back, and it warns of that each time.
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
+    flags = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
+    config = {name: pipeline.config[name] for name in flags if name in pipeline.config}
+    return Parts(dict(pipeline.components), config, _name(place.folder))
+
+
+def _variant(folder: Path) -> str | None:
+    """`fp16` where the folder holds the weights in that form alone."""
+    weights = [path.name for path in (folder / "unet").glob("*.safetensors")]
+    return "fp16" if weights and all(".fp16." in name for name in weights) else None
+
+
+def _name(folder: Path) -> str:
+    """What people call the model: the hub's id for a snapshot of it, else the folder's name."""
+    repo = folder.parent.parent.name
+    return repo.removeprefix("models--").replace("--", "/") if folder.parent.name == "snapshots" else folder.name
+
+
+def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """uint8 (height, width, 3), by Lanczos; the same array where the size is right already."""
+    from PIL import Image as pil
+
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(pil.fromarray(pixels).resize((width, height), pil.Resampling.LANCZOS))
+
+
+def like(image: Image, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The colours of `rgb` (H, W, 3) in the channels of `image`: grey for grey, and its own alpha kept."""
+    from PIL import Image as pil
+
+    if image.pixels.shape[2] == 1:
+        return np.asarray(pil.fromarray(rgb).convert("L"))[..., None]
+    return np.concatenate([rgb, image.pixels[..., 3:]], axis=2)

@@ -1,0 +1,85 @@
+"""Every error Photoloom raises on purpose, and the words they share.
+
+    PhotoloomError
+    ├── UserError              what the caller can put right: shown as one message, never as a traceback
+    │   ├── PipelineError      one or more problems of a pipeline, all reported at once
+    │   ├── NodeDefinitionError    a node class that is not well-formed
+    │   ├── ArtifactError      a value that is not what its type promises
+    │   ├── InputError         a file or value a node cannot work on
+    │   ├── ModelError         a model that is absent, or is not of the kind a node needs
+    │   ├── StoreError         a store that cannot be used
+    │   └── ServerError        the Prefect server does not answer
+    └── Damaged                a stored value does not match its digest: a miss, never a result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+class PhotoloomError(Exception):
+    """The root of all errors raised on purpose."""
+
+
+class UserError(PhotoloomError):
+    """Something the caller can put right."""
+
+
+class NodeDefinitionError(UserError):
+    """A node class whose ports, outputs or params are not well-formed."""
+
+
+class ArtifactError(UserError):
+    """A value that is not what its artifact type promises."""
+
+
+class InputError(UserError):
+    """A file or a value that a node cannot work on."""
+
+
+class ModelError(UserError):
+    """A model that is absent, cannot be read, or is not of the kind that a node needs."""
+
+
+class StoreError(UserError):
+    """A store that cannot be used."""
+
+
+class ServerError(UserError):
+    """The Prefect server could not be started or does not answer."""
+
+
+class Damaged(PhotoloomError):
+    """A stored value that is missing or does not match its digest."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a pipeline, and where: line and column count from 1, 0 when there is no file."""
+
+    message: str
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.message}" if self.line else self.message
+
+
+class PipelineError(UserError):
+    """All problems found in one pipeline, in the order of their lines."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda p: (p.file, p.line, p.column)))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean "x"?` for the known name closest to `name`, else the list of those known."""
+    names = sorted(set(known))
+    lowered = {n.lower(): n for n in names}
+    if close := get_close_matches(name.lower(), lowered, n=1, cutoff=0.6):
+        return f'; did you mean "{lowered[close[0]]}"?'
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,0 +1,169 @@
+"""Repaint a part of a picture, and nothing else of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from nodes.artifacts import Image, Masks
+from nodes.base import Model
+from nodes.diffusion import Diffusion, Parts, like, load_parts, resized
+from nodes.errors import InputError
+from nodes.models import held
+from nodes.refine import enough_steps
+
+Mask = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels."""
+
+
+class Inpaint(Diffusion):
+    """Repaint what a mask covers: SDXL inpainting (Podell et al. 2023; blended latents: Avrahami et al. 2023), with a
+    model made for it (9 input channels) or a plain one (4).
+
+    The mask is the union of its layers; `invert` repaints everything else (the background). It is widened by
+    `mask_expand` pixels (narrowed when negative; by default 4, or 0 with `invert`, where more would eat the object and
+    less leave a rim of the old background), which are repainted fully, and beyond them the new picture fades into the
+    old one over `mask_blur` pixels. **All other pixels are exactly those of the input**, as are its alpha channel and
+    its greyness.
+
+    Only the surroundings go through the model, at its own resolution, so a picture of any size and shape works: the
+    mask and `padding` pixels around it, made square as far as the picture allows and no smaller than half the model's
+    side; a picture that is no larger than the model's side goes as a whole. `strength` (0..1) is the part of the way
+    that noise is added for: 1 paints anew, less keeps something of what was there.
+
+    Pictures go through the model one at a time, since a batch changes single values (see `Generate`).
+
+    Without a mask, or with an empty one, the picture passes unchanged and its info says so.
+
+    Raises:
+        InputError: the mask is of another size than the picture.
+        ModelError: the model is absent or is not SDXL.
+    """
+
+    version: ClassVar[str] = "1"
+    model: Model = Model(role="inpaint")
+    prompt: str
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+    mask_blur: Annotated[int, Field(ge=0, le=1024)] = 4
+    mask_expand: Annotated[int, Field(ge=-1024, le=1024)] | None = None
+    padding: Annotated[int, Field(ge=0, le=8192)] = 32
+    invert: bool = False
+
+    @model_validator(mode="after")
+    def _some_step_is_left(self) -> Self:
+        enough_steps(self.strength, self.num_inference_steps)
+        return self
+
+    def run(self, image: Image, mask: Masks | None = None) -> Image:
+        if mask is not None and mask.layers.shape[1:] != image.pixels.shape[:2]:
+            height, width = mask.layers.shape[1:]
+            raise InputError(
+                f"Inpaint: the mask is {width}×{height} pixels and the picture {image.width}×{image.height}"
+            )
+        weight = None if mask is None else self._weight(mask.union)
+        if weight is None or not weight.any():
+            return image.with_info(note="no mask: passed unchanged")
+        with held(self.model, load_parts) as parts:
+            return self._painted(parts, image, weight)
+
+    def _weight(self, union: Mask) -> Mask:
+        """uint8 (H, W): how much of each pixel is repainted, from 0 not at all to 255 fully."""
+        if not union.any():
+            return union
+        expand = (0 if self.invert else 4) if self.mask_expand is None else self.mask_expand
+        full = widened(255 - union if self.invert else union, expand)
+        return faded(full, self.mask_blur) if full.any() else full
+
+    def _painted(self, parts: Parts, image: Image, weight: Mask) -> Image:
+        from PIL import Image as pil
+
+        left, top, right, bottom = surroundings(weight, self.padding, parts.size)
+        width, height = model_size(right - left, bottom - top, parts.size)
+        part = resized(image.rgb[top:bottom, left:right], width, height)
+        inside = pil.fromarray(weight[top:bottom, left:right]).resize((width, height), pil.Resampling.BILINEAR)
+        region = whole_cells(np.asarray(inside) >= 128, parts.vae_scale)
+        made = parts.call(
+            "StableDiffusionXLInpaintPipeline", self, self.prompt, self.seed, image=pil.fromarray(part),
+            mask_image=pil.fromarray(region), width=width, height=height, strength=self.strength,
+        )
+        new = image.rgb.copy()
+        new[top:bottom, left:right] = resized(made.pixels, right - left, bottom - top)
+        share = weight[..., None].astype(np.float32) / 255
+        blended = np.round(image.pixels * (1 - share) + like(image, new) * share).astype(np.uint8)
+        pixels = np.where(weight[..., None] == 0, image.pixels, blended)
+        return Image(pixels, info={**made.info, "strength": self.strength})
+
+
+def widened(mask: Mask, by: int) -> Mask:
+    """The mask grown by `by` pixels in all directions (a square's shape), or shrunk where `by` is negative.
+
+    Beyond the picture's edge the mask is thought to go on as it is at the edge.
+    """
+    if by < 0:
+        return 255 - widened(255 - mask, -by)
+    grown = mask
+    for axis in (0, 1):
+        reach = min(by, mask.shape[axis] - 1)
+        done = 0
+        while done < reach:  # each round doubles the reach
+            step = min(max(done, 1), reach - done)
+            ahead, behind = np.zeros_like(grown), np.zeros_like(grown)
+            if axis == 0:
+                ahead[step:], behind[:-step] = grown[:-step], grown[step:]
+            else:
+                ahead[:, step:], behind[:, :-step] = grown[:, :-step], grown[:, step:]
+            grown = np.maximum(grown, np.maximum(ahead, behind))
+            done += step
+    return grown
+
+
+def faded(mask: Mask, over: int) -> Mask:
+    """The mask with an edge that falls from 255 to 0 over `over` pixels, all of it outside of the mask."""
+    from PIL import Image as pil
+    from PIL import ImageFilter
+
+    if not over:
+        return mask
+    half = (over + 1) // 2
+    soft: Mask = np.asarray(pil.fromarray(widened(mask, half)).filter(ImageFilter.BoxBlur(over / 2)))
+    return np.maximum(soft, mask)
+
+
+def surroundings(weight: Mask, padding: int, side: int) -> Box:
+    """The part of the picture that the model is to see."""
+    height, width = weight.shape
+    if max(width, height) <= side:
+        return 0, 0, width, height
+    ys, xs = np.nonzero(weight.any(axis=1))[0], np.nonzero(weight.any(axis=0))[0]
+    wanted = max(int(xs[-1] - xs[0]), int(ys[-1] - ys[0])) + 1 + 2 * padding
+    wanted = max(wanted, side // 2)
+    left, right = _span(int(xs[0]), int(xs[-1]) + 1, wanted, width)
+    top, bottom = _span(int(ys[0]), int(ys[-1]) + 1, wanted, height)
+    return left, top, right, bottom
+
+
+def _span(low: int, high: int, wanted: int, length: int) -> tuple[int, int]:
+    """`wanted` pixels about the middle of low..high, moved inside 0..length, or all of it."""
+    wanted = min(wanted, length)
+    start = min(max((low + high - wanted) // 2, 0), length - wanted)
+    return start, start + wanted
+
+
+def model_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Multiples of 8 in about the shape of width×height (at most 4 to 1) and with about `side`² pixels."""
+    shape = min(max(width / height, 0.25), 4.0)
+    return max(8, round(side * math.sqrt(shape) / 8) * 8), max(8, round(side / math.sqrt(shape) / 8) * 8)
+
+
+def whole_cells(inside: NDArray[np.bool_], cell: int) -> Mask:
+    """uint8 (H, W): 255 in each square of `cell` pixels, one latent, that is touched; the pipeline looks at one of its
+    pixels only."""
+    height, width = inside.shape
+    cells = inside.reshape(height // cell, cell, width // cell, cell).any(axis=(1, 3))
+    grown: NDArray[np.bool_] = cells.repeat(cell, axis=0).repeat(cell, axis=1)
+    return grown.astype(np.uint8) * np.uint8(255)

@@ -1,0 +1,176 @@
+"""Where models come from and where they live: sets of models by role, their identity for the cache, and the resident ones.
+
+Importing this imports no torch; a model is located and identified by looking at files only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nodes.base import Model
+from nodes.errors import ModelError, nearest
+
+T = TypeVar("T")
+
+_SHIPPED = Path(__file__).parent / "toybox"
+TOYBOX = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parent.parent / "models" / "toybox"
+
+SETS: Mapping[str, Mapping[str, str]] = {
+    # Small models trained by this project on drawn scenes; see models/toybox/README.md.
+    "toybox": {
+        "detect": str(TOYBOX / "detr"),
+        "segment": str(TOYBOX / "sam"),
+        "embed": str(TOYBOX / "dino"),
+        "generate": str(TOYBOX / "sdxl"),
+        "inpaint": str(TOYBOX / "sdxl"),
+        "refine": str(TOYBOX / "sdxl-refiner"),
+    },
+    # The models of the field, by hub id and revision.
+    "photo": {
+        "detect": "facebook/detr-resnet-50@no_timm",
+        "segment": "facebook/sam-vit-base@main",
+        "embed": "facebook/dinov2-small@main",
+        "generate": "stabilityai/stable-diffusion-xl-base-1.0@main",
+        "inpaint": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1@main",
+        "refine": "stabilityai/stable-diffusion-xl-refiner-1.0@main",
+    },
+}
+
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+"""What a model folder may hold that counts: configs, vocabularies and safetensors. Pickled weights are never read."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model found on this machine: its folder, and the commit of the hub it is a snapshot of, if it is one."""
+
+    folder: Path
+    commit: str = ""
+
+
+def locate(source: str) -> Located:
+    """Find the folder of a hub id, an `id@revision` or a local folder.
+
+    Raises:
+        ModelError: it is not on this machine; the message says which command fetches it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return Located(folder.resolve())
+    hub_id, _, revision = source.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        raise ModelError(f'model "{source}": no such folder, and not a hub id such as facebook/detr-resnet-50')
+    revision = revision or "main"
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    repo = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{hub_id.replace('/', '--')}"
+    ref = repo / "refs" / revision
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    if (repo / "snapshots" / commit).is_dir():
+        return Located(repo / "snapshots" / commit, commit)
+    raise ModelError(f'model "{source}" is not on this machine; fetch it with: {fetch_command(hub_id, revision)}')
+
+
+def fetch_command(hub_id: str, revision: str) -> str:
+    """The command line that brings the files of a model which are used here, and no others."""
+    half = ' --exclude "*[!6].safetensors" "*_0.9*"' if "stable-diffusion" in hub_id else ""
+    files = " ".join(f'"{pattern}"' for pattern in _FILES)
+    return f"hf download {hub_id} --revision {revision} --include {files}{half}"
+
+
+def source_of(model: Model, models: Mapping[str, str]) -> str:
+    """The source that fills a node's model: its own, else the set's for its role.
+
+    Raises:
+        ModelError: the set has no model for the role.
+    """
+    if model.source:
+        return model.source
+    if model.role not in models:
+        raise ModelError(f'the model set has no model for the role "{model.role}"{nearest(model.role, models)}')
+    return models[model.role]
+
+
+def identity(source: str, digest_of: Callable[[Path], str]) -> str:
+    """What the cache knows a model by: the commit of a hub snapshot, else the digest of the folder's files.
+
+    `digest_of` gives the SHA-256 of a file, so that the caller may remember it. dtype is part of it, since results
+    depend on it; the device is not.
+
+    Raises:
+        ModelError: the model is not on this machine.
+    """
+    found = locate(source)
+    dtype = "float32" if device_is_cpu() else "float16"
+    if found.commit:
+        return f"{source.partition('@')[0]}@{found.commit}:{dtype}"
+    files = sorted(path for pattern in _FILES for path in found.folder.rglob(pattern) if path.is_file())
+    if not files:
+        raise ModelError(f'model "{source}": the folder holds no model ({", ".join(_FILES)})')
+    listing = "\n".join(f"{path.relative_to(found.folder).as_posix()} {digest_of(path)}" for path in files)
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}:{dtype}"
+
+
+@cache
+def device_is_cpu() -> bool:
+    """Whether models run on the CPU, told without importing torch: no NVIDIA driver on the machine, or none to be used."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/proc/driver/nvidia/version").exists()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a model is to be loaded: the folder, `cpu` or `cuda`, and the torch dtype."""
+
+    folder: Path
+    device: str
+    dtype: Any
+
+
+_resident: dict[tuple[str, str], Any] = {}
+_lock = threading.RLock()
+
+
+@contextmanager
+def held(model: Model, load: Callable[[Place], T]) -> Iterator[T]:
+    """The loaded model, for the length of the block; loaded once per process, and one block at a time.
+
+    Raises:
+        ModelError: it is absent, or its files are not of the kind that `load` reads.
+    """
+    with _lock:
+        name = (f"{load.__module__}.{load.__qualname__}", model.source)
+        if name not in _resident:
+            _resident[name] = _load(model, load)
+        yield _resident[name]
+
+
+def _load(model: Model, load: Callable[[Place], T]) -> T:
+    if not model.source:
+        raise ModelError(f'no model is named for the role "{model.role}": give the node a model, a hub id or a folder')
+    found = locate(model.source)
+    import torch
+    from safetensors import SafetensorError
+
+    cpu = device_is_cpu() or not torch.cuda.is_available()
+    place = Place(found.folder, "cpu" if cpu else "cuda", torch.float32 if cpu else torch.float16)
+    try:
+        return load(place)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(f'model "{model.source}" cannot be loaded for the role "{model.role}": {first}') from error
+
+
+def release() -> None:
+    """Let go of all resident models."""
+    with _lock:
+        _resident.clear()
