@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -122,7 +123,7 @@ class Execution:
         _ = self.planner.identities  # absent models are said before anything runs
         try:
             for step, number, window in rounds(self.graph, self.planner.elements, self.window, self.only):
-                around(step, number, lambda step=step, window=window: self._window(step, window))
+                around(step, number, partial(self._window, step, window))
         except Stop as stop:
             self.result.stopped = str(stop)
         finally:
@@ -233,14 +234,15 @@ class Execution:
             yield call, self._keep(call, value, seconds)
 
     def _call(self, step: Bound, calls: Sequence[Call]) -> list[dict[str, Artifact | list[Artifact]]]:
-        heard = listening(lambda done, total: self.watcher.part(step, done, total)) if self.watcher else contextlib.nullcontext()
+        heard = listening(partial(self.watcher.part, step)) if self.watcher else contextlib.nullcontext()
         inputs = [self._inputs(call) for call in calls]
         with heard:
             if step.node.batches() and not step.texts:
                 ports = step.node.ports
                 returned = step.node.run_batch(**{p: [given.get(p) for given in inputs] for p in ports})  # type: ignore[attr-defined]
                 if not isinstance(returned, list) or len(returned) != len(calls):
-                    raise UserError(f"{type(step.node).__name__}.run_batch: expected a list of {len(calls)}, got {_named(returned)}")
+                    name = f"{type(step.node).__name__}.run_batch"
+                    raise UserError(f"{name}: expected a list of {len(calls)}, got {_named(returned)}")
                 return [_outputs(step.node, each) for each in returned]
             return [self._call_one(step, call, given) for call, given in zip(calls, inputs, strict=True)]
 

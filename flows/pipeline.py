@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nodes
+import nodes  # noqa: F401
 from flows.check import bind
 from flows.execute import Execution, Result, Watcher
 from flows.graph import Graph
@@ -36,7 +36,6 @@ def known_nodes() -> Mapping[str, type[Node]]:
 
     for entry in entry_points(group="photoloom.nodes"):
         entry.load()
-    assert nodes.Load
     return registered()
 
 
@@ -166,7 +165,7 @@ class Pipeline:
             def body(pipeline: str, params: dict[str, Any]) -> dict[str, Any]:
                 return run_in_flow(execution, report, lambda found: markdown(graph, found))
 
-            found = as_flow(graph.name, body)(self.spec.file or graph.name, dict(params or {}))
+            found: dict[str, Any] = as_flow(graph.name, body)(self.spec.file or graph.name, dict(params or {}))
         return RunResult(found["status"], found, Path(found["report"]), _values(execution))
 
     def flow(self, **options: Any) -> Flow[..., Any]:
@@ -180,7 +179,9 @@ class Pipeline:
             return dict(self.run(params, **options).summary)
 
         parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=param.default, annotation=kinds.get(param.kind, Any))
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=param.default, annotation=kinds.get(param.kind, Any)
+            )
             for name, param in self.spec.params.items()
         ]
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -242,7 +243,7 @@ def _wire(output: Output) -> str:
 
 def _keys(step: Step) -> dict[str, Value]:
     wires = {port: _wire(output) for port, output in step.wires.items()}
-    values = json.loads(step.node.model_dump_json(exclude_unset=True))
+    values: dict[str, Value] = json.loads(step.node.model_dump_json(exclude_unset=True))
     for name, value in values.items():
         if isinstance(value, dict) and set(value) == {"role", "source"}:
             values[name] = value["source"]

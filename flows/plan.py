@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from flows.keys import Digest
 from flows.spec import shown
 from flows.store import Manifest, Ref, Store
 from nodes.base import Model, Source
-from nodes.errors import Damaged, ModelError, PipelineError
+from nodes.errors import Damaged, ModelError, PipelineError, Problem
 from nodes.models import identity as model_identity
 
 WINDOW = 64
@@ -56,7 +57,7 @@ class Planner:
         self.elements = Elements(self.graph)
         self._history: dict[str, dict[str, Digest]] = {}
         self._forced: set[Digest] = set()
-        problems = []
+        problems: list[Problem] = []
         for step in self.graph:
             if isinstance(step.node, Source):
                 try:
@@ -101,8 +102,7 @@ class Planner:
             return PipelineError([self.graph.spec.problem(f'step "{step.name}": path: {message}', "steps", step.name, "path")])
 
         pattern = os.path.expanduser(node.path)
-        base = Path(os.path.dirname(pattern) if not glob.has_magic(pattern) else pattern.partition("*")[0].partition("?")[0].partition("[")[0])
-        base = base if base.is_dir() else base.parent
+        base = Path(os.path.dirname(re.split(r"[*?[]", pattern)[0]) if glob.has_magic(pattern) else os.path.dirname(pattern))
         if os.path.isdir(pattern):
             base, pattern = Path(pattern), os.path.join(glob.escape(pattern), "**", "*")
         found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]

@@ -80,9 +80,8 @@ def connected(say: object = None) -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     url = configured_url() or local_url()
-    if url == local_url():
-        if start() and callable(say):
-            say(f"started a Prefect server at {url}; it stays running (photoloom server stop ends it)")
+    if url == local_url() and start() and callable(say):
+        say(f"started a Prefect server at {url}; it stays running (photoloom server stop ends it)")
     wait(url)
     # A synchronous flow would wait up to a second at its end for the thread that sends heartbeats.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):

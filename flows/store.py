@@ -1,8 +1,8 @@
 """The store: key → manifest → blobs. Knows nothing of graphs.
 
-Blobs are named by the SHA-256 of their bytes and verified when read. Each file is written to a temporary name and renamed, blobs
-before the manifest that names them, so that a reader sees nothing or all of it and several processes share one store. A manifest
-ends in its own digest: what a power cut tore is a miss, never a result.
+Blobs are named by the SHA-256 of their bytes and verified when read. Each file is written to a temporary name and
+renamed, blobs before the manifest that names them, so that a reader sees nothing or all of it and several processes share one
+store. A manifest ends in its own digest: what a power cut tore is a miss, never a result.
 
     blobs/ab/cdef….safetensors      values            manifests/ab/cdef….json     what a key gave
     files.sqlite                    digests of files by path, size and mtime; the last key of each pipeline's elements
@@ -129,7 +129,9 @@ class Store:
     def record(self, key: Digest, manifest: Manifest) -> None:
         """Keep what a key gave; its values must have been put before."""
         outputs = {
-            name: [found.digest, dict(found.info)] if isinstance(found, Ref) else {"list": [[r.digest, dict(r.info)] for r in found]}
+            name: [found.digest, dict(found.info)]
+            if isinstance(found, Ref)
+            else {"list": [[ref.digest, dict(ref.info)] for ref in found]}
             for name, found in manifest.outputs.items()
         }
         body = json.dumps(

@@ -14,13 +14,16 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from flows.execute import Execution, Result, WindowDone
 from flows.graph import Bound
 
 
-def run_in_flow(execution: Execution, report: Callable[[Result], dict[str, Any]], markdown: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+def run_in_flow(
+    execution: Execution, report: Callable[[Result], dict[str, Any]], markdown: Callable[[dict[str, Any]], str]
+) -> dict[str, Any]:
     """Run a graph inside the current flow; gives what `report` made of the result."""
     ended: dict[str, State[Any]] = {}
 
@@ -40,9 +43,8 @@ def run_in_flow(execution: Execution, report: Callable[[Result], dict[str, Any]]
             return Completed(name="Cached" if cached else "Completed", message=counts)
 
         above = [ended[wire.step] for wire in step.wires.values() if wire.step in ended]
-        ended[step.name] = task(
-            body, name=step.name, cache_policy=NO_CACHE, persist_result=False, task_run_name=f"{step.name}-{number}"
-        )(return_state=True, wait_for=above)
+        as_task = task(name=step.name, cache_policy=NO_CACHE, persist_result=False, task_run_name=f"{step.name}-{number}")
+        ended[step.name] = as_task(body)(return_state=True, wait_for=above)
         if raised:
             raise raised[0]
 
@@ -53,4 +55,4 @@ def run_in_flow(execution: Execution, report: Callable[[Result], dict[str, Any]]
 
 def as_flow(name: str, body: Callable[..., dict[str, Any]]) -> Any:
     """A Prefect flow of that name around a function of its params."""
-    return flow(body, name=name, persist_result=False, validate_parameters=True)
+    return flow(name=name, persist_result=False, validate_parameters=True)(body)

@@ -61,7 +61,8 @@ class Artifact:
     @classmethod
     def restore(cls, arrays: dict[str, NDArray[Any]], fields: dict[str, Any]) -> Self:
         """The value that `arrays` and `fields` were taken from."""
-        return cls(**arrays, **fields)
+        values: dict[str, Any] = {**arrays, **fields}
+        return cls(**values)
 
     def with_info(self, **info: str | int | float | bool | None) -> Self:
         """The same contents with more said about how they were made."""

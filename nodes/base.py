@@ -123,7 +123,7 @@ class Sink(Node):
     name: str = "{id}"
 
 
-UNKEYED = {Source: "path", Sink: "name"}
+UNKEYED: Mapping[type[Node], str] = {Source: "path", Sink: "name"}
 """Params that say where things lie and change no content."""
 
 
