@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from flows.graph import Bound, Graph, Lineage, Wire, order
 from flows.spec import REFERENCE, Spec, StepSpec, Value, shown
 from nodes.artifacts import Artifact, Score, Text
-from nodes.base import Model, Node, Port, Source, outputs_of
+from nodes.base import Model, Node, Port, Source, outputs_of, with_model_sources
 from nodes.errors import ModelError, PipelineError, Problem, nearest
 from nodes.models import SETS, source_of
 
@@ -141,15 +141,18 @@ class _Binder:
             if port.name not in draft.spec.keys and not port.optional:
                 self._missing(name, draft.cls, port)
         values = {key: _for_field(draft.cls, key, value) for key, value in draft.values.items()}
-        for key in draft.texts:
-            if draft.cls.model_fields[key].annotation is not str:
-                values.pop(key)  # its value comes when the pipeline runs, and is validated then
+        # A number that a step gives comes when the pipeline runs, and is validated then.
+        later = {key for key in draft.texts if draft.cls.model_fields[key].annotation is not str}
+        now = {key: value for key, value in values.items() if key not in later}
         try:
-            node = draft.cls.model_validate(values)
+            node = draft.cls.model_validate(now)
         except ValidationError as error:
-            for fault in error.errors():
+            faults = [fault for fault in error.errors() if fault["loc"][0] not in later]
+            for fault in faults:
                 self._param_fault(name, draft, fault)
-            return None
+            if faults:
+                return None
+            node = draft.cls.model_construct(**with_model_sources(draft.cls, now), **dict.fromkeys(later))
         update = {}
         for key in draft.cls.model_fields:
             if isinstance(model := getattr(node, key), Model):

@@ -336,16 +336,16 @@ def _param(name: str, value: Value, fault: Any) -> Param | None:
 
 def dump(spec: Spec) -> str:
     """The pipeline as YAML that reads back equal, one step a line."""
-    top: dict[str, Value] = {"name": spec.name}
-    if spec.description:
-        top["description"] = spec.description
-    top["models"] = spec.models if isinstance(spec.models, str) else dict(spec.models)
-    if spec.params:
-        top["params"] = {name: _param_value(param) for name, param in spec.params.items()}
-    text = _yaml(top) + "steps:\n"
-    for name, step in spec.steps.items():
-        text += f"  {name}: {_yaml({'node': step.node, **step.keys}, flow=True)}"
-    return text + (f"outputs: {_yaml(list(spec.outputs), flow=True)}" if spec.outputs else "")
+    models = spec.models if isinstance(spec.models, str) else dict(spec.models)
+    lines = [f"name: {_yaml(spec.name)}"]
+    lines += [f"description: {_yaml(spec.description)}"] if spec.description else []
+    lines.append(f"models: {_yaml(models)}")
+    lines += ["params:"] if spec.params else []
+    lines += [f"  {name}: {_yaml(_param_value(param))}" for name, param in spec.params.items()]
+    lines.append("steps:")
+    lines += [f"  {name}: {_yaml({'node': step.node, **step.keys})}" for name, step in spec.steps.items()]
+    lines += [f"outputs: {_yaml(list(spec.outputs))}"] if spec.outputs else []
+    return "\n".join(lines) + "\n"
 
 
 def _param_value(param: Param) -> Value:
@@ -368,8 +368,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _yaml(value: Value, flow: bool = False) -> str:
+def _yaml(value: Value) -> str:
+    """A value on one line."""
     text: str = yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20, default_flow_style=flow or None
+        [value], Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20, default_flow_style=True
     )
-    return text
+    return text.strip()[1:-1]

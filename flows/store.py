@@ -94,7 +94,7 @@ class Store:
         """The value, verified.
 
         Raises:
-            Damaged: it is missing, or is not what its name says.
+            Damaged: it is missing, or is not what its name says; such a file is removed.
         """
         value = self._recent.get(ref.digest)
         if value is None:
@@ -103,6 +103,7 @@ class Store:
             except OSError as error:
                 raise Damaged(f"value {ref.digest[:12]} is missing") from error
             if hashlib.sha256(data).hexdigest() != ref.digest:
+                self.blob_path(ref.digest).unlink(missing_ok=True)
                 raise Damaged(f"value {ref.digest[:12]} is damaged")
             try:
                 value = decode(data)

@@ -37,12 +37,13 @@ def run_in_flow(
                 raised.append(error)
                 return Failed(message=str(error))
             counts = f"{done.ran} ran, {done.cached} cached, {done.failed} failed, {done.skipped} skipped"
-            if done.failed:
+            if done.failed and not done.ran + done.cached:
                 return Failed(message=counts)
-            cached = done.cached and not done.ran
-            return Completed(name="Cached" if cached else "Completed", message=counts)
+            name = "Some failed" if done.failed else "Cached" if done.cached and not done.ran else "Completed"
+            return Completed(name=name, message=counts)
 
-        above = [ended[wire.step] for wire in step.wires.values() if wire.step in ended]
+        # Prefect would not start a task below a failed one; ours tell each element that it is skipped.
+        above = [ended[wire.step] for wire in step.wires.values() if wire.step in ended and ended[wire.step].is_completed()]
         as_task = task(name=step.name, cache_policy=NO_CACHE, persist_result=False, task_run_name=f"{step.name}-{number}")
         ended[step.name] = as_task(body)(return_state=True, wait_for=above)
         if raised:

@@ -84,12 +84,7 @@ class Node(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _model_by_source(cls, data: Any) -> Any:
-        """`model: some/id` means the field's own role with that source."""
-        if isinstance(data, dict):
-            for name, info in cls.model_fields.items():
-                if isinstance(info.default, Model) and isinstance(data.get(name), str):
-                    data = {**data, name: Model(role=info.default.role, source=data[name])}
-        return data
+        return with_model_sources(cls, data) if isinstance(data, dict) else data
 
     @classmethod
     def batches(cls) -> bool:
@@ -104,6 +99,15 @@ class Node(BaseModel):
                 raise UserError(f'step "{name}": {type(self).__name__} has no port "{port}"{nearest(port, self.ports)}')
             found[port] = source if isinstance(source, Output) else source.only
         return Step(name, self, found)
+
+
+def with_model_sources(cls: type[Node], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The params of a class in which `model: some/id` means the field's own role with that source."""
+    roles = {name: info.default.role for name, info in cls.model_fields.items() if isinstance(info.default, Model)}
+    return {
+        name: Model(role=roles[name], source=value) if name in roles and isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 class Source(Node):

@@ -1,0 +1,95 @@
+"""A real Prefect server of the tests' own, and the command `photoloom` as a user has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "models" / "toybox" / "examples"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """The environment of a machine on which a Prefect server of the tests' own runs, on loopback."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+        "PREFECT_HOME": str(home), "PHOTOLOOM_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "OMP_NUM_THREADS": "1",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+    }
+    began = command(environment, ROOT, "server", "start")
+    assert began.returncode == 0, began.stderr
+    yield environment
+    command(environment, ROOT, "server", "stop")
+
+
+def command(environment: Mapping[str, str], where: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `photoloom` with these words."""
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *words], cwd=where, env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300, check=False, stdin=subprocess.DEVNULL,
+    )
+
+
+class Workplace:
+    """A folder with a few example pictures, and the command to work on them."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+
+    def photoloom(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return command(self.environment, self.folder, *words)
+
+    def run(self, *words: str) -> dict[str, Any]:
+        """`photoloom run … --json`, which must end well."""
+        ran = self.photoloom("run", *words, "--json")
+        assert ran.returncode == 0, ran.stderr
+        found: dict[str, Any] = json.loads(ran.stdout)
+        return found
+
+    def add(self, *names: str) -> None:
+        """Put example pictures into `photos`."""
+        (self.folder / "photos").mkdir(exist_ok=True)
+        for name in names:
+            shutil.copy(EXAMPLES / name, self.folder / "photos" / name)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, server: Mapping[str, str]) -> Workplace:
+    for name in ("replace_object", "replace_background", "generate_and_refine", "find_similar"):
+        (tmp_path / f"{name}.yaml").write_bytes((ROOT / "pipelines" / f"{name}.yaml").read_bytes())
+    return Workplace(tmp_path, server)
+
+
+def task_runs(environment: Mapping[str, str], flow: str) -> list[dict[str, Any]]:
+    """The task runs of the last run of a flow, as the server has them; they arrive a moment after the run."""
+    url = f"http://127.0.0.1:{environment['PHOTOLOOM_SERVER_PORT']}/api/task_runs/filter"
+    body = json.dumps({"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_DESC"}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    ends = time.monotonic() + 20
+    while True:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            found: list[dict[str, Any]] = json.load(reply)
+        last = [run for run in found if found and run["flow_run_id"] == found[0]["flow_run_id"]]
+        if (last and all(run["state_type"] in ("COMPLETED", "FAILED") for run in last)) or time.monotonic() > ends:
+            return last
+        time.sleep(0.2)

@@ -1,0 +1,139 @@
+"""Small nodes for engine tests: each does one thing that a test can count or see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from nodes import Boxes, Image, Node, Score, Source, Text
+
+calls: list[str] = []
+"""The name of each toy call, in order."""
+
+
+class Invert(Node):
+    """Each pixel turned into its opposite, plus `add`."""
+
+    version: ClassVar[str] = "1"
+    add: int = 0
+
+    def run(self, image: Image) -> Image:
+        calls.append("Invert")
+        return Image(255 - image.pixels + np.uint8(self.add))
+
+
+class BrightSpot(Node):
+    """A box around all pixels brighter than `threshold`; none is no error."""
+
+    version: ClassVar[str] = "1"
+    threshold: int = 200
+
+    def run(self, image: Image) -> Boxes:
+        calls.append("BrightSpot")
+        ys, xs = np.nonzero(image.pixels.max(axis=2) > self.threshold)
+        if not len(xs):
+            return Boxes(np.zeros((0, 4)), (), np.zeros(0))
+        return Boxes(np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]]), ("spot",), np.ones(1))
+
+
+class Fussy(Node):
+    """Passes pictures on, several at once, and fails on those whose first pixel is 13."""
+
+    version: ClassVar[str] = "1"
+
+    def run(self, image: Image) -> Image:
+        return self.run_batch([image])[0]
+
+    def run_batch(self, image: list[Image]) -> list[Image]:
+        calls.append(f"Fussy×{len(image)}")
+        if any(each.pixels[0, 0, 0] == 13 for each in image):
+            raise RuntimeError("thirteen")
+        return image
+
+
+class Rows(Node):
+    """A picture cut into its rows."""
+
+    version: ClassVar[str] = "1"
+
+    def run(self, image: Image) -> list[Image]:
+        return [Image(row[None]) for row in image.pixels]
+
+
+class Stack(Node):
+    """Pictures of one width on top of each other."""
+
+    version: ClassVar[str] = "1"
+
+    def run(self, images: list[Image]) -> Image:
+        calls.append("Stack")
+        return Image(np.concatenate([image.pixels for image in images]))
+
+
+class Tolerant(Node):
+    """How many pictures came."""
+
+    version: ClassVar[str] = "1"
+    tolerates_missing: ClassVar[bool] = True
+
+    def run(self, images: list[Image]) -> Score:
+        return Score(float(len(images)), "count")
+
+
+class Measured(NamedTuple):
+    mean: Score
+    words: Text
+
+
+class Measure(Node):
+    """The mean of all values, as a number and in words."""
+
+    version: ClassVar[str] = "1"
+
+    def run(self, image: Image) -> Measured:
+        mean = float(image.pixels.mean())
+        return Measured(Score(mean, "mean"), Text(f"mean {mean:.0f}"))
+
+
+class Say(Node):
+    """A text."""
+
+    version: ClassVar[str] = "1"
+    text: str
+    times: int = 1
+
+    def run(self) -> Text:
+        calls.append("Say")
+        return Text(self.text * self.times)
+
+
+class Add(Node):
+    """A picture with a number added to each value."""
+
+    version: ClassVar[str] = "1"
+    amount: float
+
+    def run(self, image: Image) -> Image:
+        return Image((image.pixels + self.amount).clip(0, 255).astype(np.uint8))
+
+
+class Wrong(Node):
+    """Returns what it does not declare."""
+
+    version: ClassVar[str] = "1"
+
+    def run(self, image: Image) -> Boxes:
+        return image  # type: ignore[return-value]
+
+
+class Grey(Source):
+    """A file of text, each number a grey pixel of one row."""
+
+    version: ClassVar[str] = "1"
+    suffixes: ClassVar[tuple[str, ...]] = (".txt",)
+
+    def run(self, file: Path) -> Image:
+        calls.append("Grey")
+        return Image(np.array([[[int(number)] for number in line.split()] for line in file.read_text().splitlines()], np.uint8))
