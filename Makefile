@@ -43,6 +43,7 @@ models: install sprites
 	$(BIN)/python -m models.train_dino
 	$(BIN)/python -m models.train_vae
 	$(BIN)/python -m models.train_sdxl
+	$(BIN)/python -m models.train_inpaint
 	$(BIN)/python -m models.train_refiner
 
 evaluate: install sprites

@@ -11,7 +11,7 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 
 from flows.graph import Bound, Graph, Lineage, Wire, order
-from flows.spec import REFERENCE, Spec, StepSpec, Value, shown
+from flows.spec import REFERENCE, SIGNS, Spec, StepSpec, Value, shown
 from nodes.artifacts import Artifact, Score, Text
 from nodes.base import Model, Node, Port, Source, outputs_of, with_model_sources
 from nodes.errors import ModelError, PipelineError, Problem, nearest
@@ -147,7 +147,7 @@ class _Binder:
         try:
             node = draft.cls.model_validate(now)
         except ValidationError as error:
-            faults = [fault for fault in error.errors() if fault["loc"][0] not in later]
+            faults = [fault for fault in error.errors() if not later.intersection(fault["loc"][:1])]
             for fault in faults:
                 self._param_fault(name, draft, fault)
             if faults:
@@ -174,11 +174,17 @@ class _Binder:
         self.fault(f'step "{name}": {cls.__name__} needs its port "{port.name}" ({port}){write}', "steps", name)
 
     def _param_fault(self, name: str, draft: _Draft, fault: Any) -> None:
+        message = fault["msg"].replace("Input should be", "expected").removeprefix("Value error, ")
+        if not fault["loc"]:  # of the params together
+            self.fault(f'step "{name}": {message}', "steps", name)
+            return
         key, *deeper = fault["loc"]
         if fault["type"] == "missing":
             self.fault(f'step "{name}": {draft.cls.__name__} needs its param "{key}"', "steps", name)
             return
-        message = fault["msg"].replace("Input should be", "expected").removeprefix("Value error, ")
+        for bound, sign in SIGNS.items():
+            if bound in fault.get("ctx", {}):
+                message = f"expected a value {sign} {fault['ctx'][bound]:g}"
         place = "".join(f"[{part}]" for part in deeper if isinstance(part, int))
         self.fault(f'step "{name}": {key}{place}: {message}, got {shown(_plain(fault["input"]))}', "steps", name, key, *deeper)
 
@@ -188,7 +194,7 @@ class _Binder:
         self.take_given()
         drafts = {n: d for n, s in self.spec.steps.items() if (d := self.draft(n, s))}
         nodes = {n: node for n, d in drafts.items() if (node := self.build(n, d))}
-        edges = {n: {w.step for w in d.wires.values() if w.step in drafts} for n, d in drafts.items()}
+        edges = {n: [w.step for w in d.wires.values() if w.step in drafts] for n, d in drafts.items()}
         names, cycle = order(edges)
         if cycle:
             after = drafts[cycle[1]]

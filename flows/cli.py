@@ -220,7 +220,7 @@ def start() -> None:
     from flows import server
 
     began = server.start()
-    server.wait(server.local_url())
+    server.wait(server.local_url(), began)
     print(f"{'started' if began else 'already running'}: {server.local_url().removesuffix('/api')}")
 
 

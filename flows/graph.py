@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -102,16 +102,19 @@ class Graph:
         return found
 
 
-def order(edges: Mapping[str, set[str]]) -> tuple[list[str], list[str]]:
+def order(edges: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
     """Names so that each comes after those it rests on, keeping the order given where that is free; or a cycle.
 
-    Returns the order and nothing, or nothing and the cycle as a path whose first name is repeated at its end.
+    Returns the order and nothing, or nothing and the cycle as a path: each feeds the next, and the first stands again at
+    its end.
     """
     sorter = TopologicalSorter(edges)
     try:
         sorter.prepare()
     except CycleError as error:
-        return [], list(reversed(error.args[1]))
+        cycle = error.args[1][1:]
+        first = min(range(len(cycle)), key=lambda index: list(edges).index(cycle[index]))
+        return [], [*cycle[first:], *cycle[: first + 1]]
     given, found = {name: index for index, name in enumerate(edges)}, []
     ready = list(sorter.get_ready())
     while ready:

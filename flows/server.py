@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from nodes.errors import ServerError
 
@@ -39,26 +40,42 @@ def answers(url: str) -> bool:
         return False
 
 
-def start() -> bool:
-    """Begin to start the local server unless one answers; gives whether one had to be started. Does not wait for it."""
+def start() -> subprocess.Popen[str] | None:
+    """Begin to start the local server unless one answers; gives the command that starts it. Does not wait for it."""
     if answers(local_url()):
-        return False
+        return None
+    _forget_dead_server()
     command = [sys.executable, "-m", "prefect", "server", "start", "--background", "--host", HOST, "--port", str(PORT)]
-    subprocess.Popen(
-        command, env={**os.environ, **QUIET}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+    return subprocess.Popen(
+        command, env={**os.environ, **QUIET}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True, text=True,
     )
-    return True
 
 
-def wait(url: str) -> None:
-    """Wait until a server answers.
+def _forget_dead_server() -> None:
+    """Remove the note of a background server that is no more: after a crash or a reboot Prefect would not start another."""
+    from prefect.settings import PREFECT_HOME
+
+    noted = Path(PREFECT_HOME.value()) / "server.pid"
+    try:
+        os.kill(int(noted.read_text()), 0)
+    except ProcessLookupError:
+        noted.unlink(missing_ok=True)
+    except (OSError, ValueError):
+        return
+
+
+def wait(url: str, starting: subprocess.Popen[str] | None = None) -> None:
+    """Wait until a server answers, for a minute, or for two where one is being started.
 
     Raises:
-        ServerError: none does within a minute.
+        ServerError: none does, or the command that starts one failed.
     """
-    ends = time.monotonic() + WAIT
+    ends = time.monotonic() + WAIT * (2 if starting else 1)
     while not answers(url):
+        if starting and starting.poll():
+            said = starting.stdout.read().strip().splitlines() if starting.stdout else []
+            raise ServerError(f"no Prefect server could be started at {url}: {' '.join(line.strip() for line in said)}")
         if time.monotonic() > ends:
             raise ServerError(f"no Prefect server answers at {url}; start one with: photoloom server start")
         time.sleep(0.1)
@@ -80,9 +97,10 @@ def connected(say: object = None) -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     url = configured_url() or local_url()
-    if url == local_url() and start() and callable(say):
-        say(f"started a Prefect server at {url}; it stays running (photoloom server stop ends it)")
-    wait(url)
+    starting = start() if url == local_url() else None
+    if starting and callable(say):
+        say(f"starting a Prefect server at {url}; it stays running (photoloom server stop ends it)")
+    wait(url, starting)
     # A synchronous flow would wait up to a second at its end for the thread that sends heartbeats.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield url

@@ -21,11 +21,13 @@ Value = Any
 """A plain YAML value: None, bool, int, float, str, or a list or dict of these."""
 
 MAX_BYTES = 4 * 2**20
+MAX_DIGITS = 100
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PIPELINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 _TOP = ("name", "description", "models", "params", "steps", "outputs")
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 _PARAM_KEYS = ("type", "default", "ge", "gt", "le", "lt", "choices", "help")
 PARAM_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "list": list,
@@ -52,10 +54,9 @@ class Param:
         kind = self.kind
         if kind != "any" and not _is(value, PARAM_TYPES[kind]):
             return f"expected {kind}, got {type(value).__name__} {shown(value)}"
-        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
         for key, bound in self.bounds.items():
             if not {"ge": value >= bound, "gt": value > bound, "le": value <= bound, "lt": value < bound}[key]:
-                return f"expected a value {signs[key]} {bound}, got {shown(value)}"
+                return f"expected a value {SIGNS[key]} {bound}, got {shown(value)}"
         if self.choices and value not in self.choices:
             return f"expected one of {', '.join(map(shown, self.choices))}, got {shown(value)}"
         return ""
@@ -126,9 +127,12 @@ class _Reader:
         self.file = file
         self.positions: dict[Path_, tuple[int, int]] = {}
         self.problems: list[Problem] = []
+        self.faulty: set[Path_] = set()
+        """Where a value could not be read, so that nothing more need be said of it."""
 
-    def fault(self, node: yaml.Node, message: str) -> None:
+    def fault(self, node: yaml.Node, path: Path_, message: str) -> None:
         mark = node.start_mark
+        self.faulty.add(path)
         self.problems.append(Problem(message, self.file, mark.line + 1, mark.column + 1))
 
     def value(self, node: yaml.Node, path: Path_) -> Value:
@@ -148,11 +152,14 @@ class _Reader:
                 case "bool":
                     return text.lower() == "true"
                 case "int":
-                    return int(text)
+                    if len(text) <= MAX_DIGITS:
+                        return int(text)
+                    self.fault(node, path, f"expected a number of at most {MAX_DIGITS} digits, got {len(text)}")
+                    return None
                 case "float":
                     return float(text)
         name = f"!!{tag}" if node.tag != tag else tag
-        self.fault(node, f"the tag {name} is not allowed; only plain values are")
+        self.fault(node, path, f"the tag {name} is not allowed; only plain values are")
         return None
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Value]:
@@ -160,14 +167,14 @@ class _Reader:
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key_node.tag != "tag:yaml.org,2002:str" or key is None:
-                self.fault(key_node, f"a key must be a string; quote it: \"{key}\"" if key else "a key must be a string")
+                self.fault(key_node, path, f"a key must be a string; quote it: \"{key}\"" if key else "a key must be a string")
                 continue
             if key == "<<":
-                self.fault(key_node, "merge keys (<<) are not allowed; write the values out")
+                self.fault(key_node, path, "merge keys (<<) are not allowed; write the values out")
                 continue
             if key in found:
                 line = self.positions[(*path, key)][0]
-                self.fault(key_node, f'the key "{key}" stands here twice; first on line {line}')
+                self.fault(key_node, path, f'the key "{key}" stands here twice; first on line {line}')
                 continue
             mark = key_node.start_mark
             self.positions[(*path, key)] = (mark.line + 1, mark.column + 1)
@@ -188,16 +195,16 @@ def parse(text: str, file: str = "<text>") -> Spec:
             message = "anchors and aliases are not allowed; use a param: ${name}"
             raise PipelineError([Problem(message, file, mark.line + 1, mark.column + 1)])
         root = yaml.compose(text, Loader=_Loader)
+        if not isinstance(root, yaml.MappingNode):
+            raise PipelineError([Problem("a pipeline is a mapping with name, steps and outputs", file, 1, 1)])
+        tree = reader.value(root, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise PipelineError([Problem(f"not YAML: {error.problem or error.context}", file, line, column)]) from None
-    except (yaml.YAMLError, RecursionError) as error:
+        message = ", ".join(part for part in (error.context, error.problem) if part)
+        raise PipelineError([Problem(f"not YAML: {message}", file, line, column)]) from None
+    except yaml.YAMLError as error:
         raise PipelineError([Problem(f"not YAML: {str(error).partition(chr(10))[0]}", file, 1, 1)]) from None
-    if not isinstance(root, yaml.MappingNode):
-        raise PipelineError([Problem("a pipeline is a mapping with name, steps and outputs", file, 1, 1)])
-    try:
-        tree = reader.value(root, ())
     except RecursionError:
         raise PipelineError([Problem("not YAML: nested too deeply", file, 1, 1)]) from None
     spec = _spec(tree, reader)
@@ -246,7 +253,8 @@ def _spec(tree: dict[str, Value], reader: _Reader) -> Spec:
     draft = Spec("", file=reader.file, positions=reader.positions)
 
     def fault(message: str, *path: str | int) -> None:
-        reader.problems.append(draft.problem(message, *path))
+        if path not in reader.faulty:
+            reader.problems.append(draft.problem(message, *path))
 
     for key in tree:
         if key not in _TOP:
@@ -310,7 +318,7 @@ def _param(name: str, value: Value, fault: Any) -> Param | None:
     if kind and (not isinstance(kind, str) or kind not in PARAM_TYPES):
         fault(f'param "{name}": unknown type {shown(kind)}{nearest(str(kind), PARAM_TYPES)}', *where, "type")
         return None
-    bounds = {k: value[k] for k in ("ge", "gt", "le", "lt") if k in value}
+    bounds = {k: value[k] for k in SIGNS if k in value}
     for key, bound in bounds.items():
         if not _is(bound, (int, float)):
             fault(f'param "{name}": {key}: expected a number, got {shown(bound)}', *where, key)

@@ -46,8 +46,9 @@ def refiner() -> StableDiffusionXLImg2ImgPipeline:
 
 @lru_cache(maxsize=1)
 def inpainter() -> StableDiffusionXLInpaintPipeline:
-    parts = base().components
-    pipeline = StableDiffusionXLInpaintPipeline(**parts, add_watermarker=False)
+    pipeline = StableDiffusionXLInpaintPipeline.from_pretrained(
+        TOYBOX / "sdxl-inpaint", dtype=torch.float32, add_watermarker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -90,9 +90,10 @@ def save_tokenizers(folder: Path) -> None:
         (folder / name / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def make_unet(cross_attention_dim: int, time_ids: int) -> UNet2DConditionModel:
+def make_unet(cross_attention_dim: int, time_ids: int, in_channels: int = 4) -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=32,
+        in_channels=in_channels,
         block_out_channels=(40, 96, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -191,9 +192,10 @@ def size_ids(count: int, random: torch.Generator) -> Tensor:
 
 
 def weights_of(steps: Tensor, alphas: Tensor) -> Tensor:
-    """Min-SNR weights (γ = 5) for v-prediction; Hang et al. 2023."""
+    """Min-SNR weights (γ = 5; Hang et al. 2023), with one added to the ratio: else the noisiest steps, which decide on colour
+    and place, would hardly count."""
     ratio = alphas[steps] / (1 - alphas[steps])
-    return ratio.clamp(max=5) / (ratio + 1)
+    return (ratio.clamp(max=5) + 1) / (ratio + 1)
 
 
 def load_vae() -> AutoencoderKL:
@@ -258,7 +260,7 @@ def train(minutes: float, only_export: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=80, help="training time of all runs together")
+    parser.add_argument("--minutes", type=float, default=150, help="training time of all runs together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", action="store_true", help="write the last checkpoint without training")
     chosen = parser.parse_args()

@@ -31,7 +31,7 @@ SETS: Mapping[str, Mapping[str, str]] = {
         "segment": str(TOYBOX / "sam"),
         "embed": str(TOYBOX / "dino"),
         "generate": str(TOYBOX / "sdxl"),
-        "inpaint": str(TOYBOX / "sdxl"),
+        "inpaint": str(TOYBOX / "sdxl-inpaint"),
         "refine": str(TOYBOX / "sdxl-refiner"),
     },
     # The models of the field, by hub id and revision.

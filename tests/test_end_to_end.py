@@ -66,6 +66,16 @@ def test_cats_are_found_cut_out_and_replaced_and_nothing_runs_twice(workplace: W
         assert "a rocket" in picture(files["edited"][name]).info["parameters"]
         assert "Seed: 7" in picture(files["edited"][name]).info["parameters"]
 
+    # Our own detector names what stands there now.
+    (workplace.folder / "look.yaml").write_text(
+        f"name: look\nsteps:\n  photo: {{node: Load, path: {Path(first['report']).parent}/edited}}\n"
+        "  boxes: {node: Detect, image: photo}\noutputs: [boxes]\n"
+    )
+    seen = workplace.run("look.yaml")["outputs"]["boxes"]
+    labels = {file["id"]: json.loads((workplace.folder / file["path"]).read_text())["labels"] for file in seen}
+    assert labels["cat-blue"] == ["rocket"]
+    assert sorted(labels["cat-apple-white"]) == ["apple", "rocket"]
+
     again = workplace.run("replace_object.yaml", *PHOTOS)
     assert states(again) == dict.fromkeys(("photo", "boxes", "masks", "edited"), "2 cached")
     assert {run["state_name"] for run in task_runs(workplace.environment, "replace-object")} == {"Cached"}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Example
 from numpy.typing import NDArray
 
 from nodes import Boxes, Detect, Image
 from nodes.errors import InputError, ModelError
+from tests.nodes.conftest import Example
 
 Iou = Callable[[NDArray[np.float32], NDArray[np.float32]], float]
 

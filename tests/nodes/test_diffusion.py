@@ -41,11 +41,10 @@ def test_a_call_leaves_no_trace_in_the_next(toybox: Mapping[str, str]) -> None:
     assert small(toybox).run().images[0] == before != other
 
 
-def test_generate_and_inpaint_share_the_weights_of_one_folder(toybox: Mapping[str, str]) -> None:
-    assert toybox["generate"] == toybox["inpaint"]
+def test_two_roles_share_the_weights_of_one_folder(toybox: Mapping[str, str]) -> None:
     with held(Model(role="generate", source=toybox["generate"]), load_parts) as one:
         pass
-    with held(Model(role="inpaint", source=toybox["inpaint"]), load_parts) as other:
+    with held(Model(role="inpaint", source=toybox["generate"]), load_parts) as other:
         assert one is other
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from conftest import Example
 from numpy.typing import NDArray
 
 from nodes import Boxes, Crop, Embed, Embedding, Image
 from nodes.errors import ModelError
+from tests.nodes.conftest import Example
 
 
 @pytest.fixture(scope="module")

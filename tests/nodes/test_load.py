@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Example
 from PIL import Image as pil
 from PIL import ImageCms
 
 from nodes import Image, Load
 from nodes.errors import InputError
+from tests.nodes.conftest import Example
 
 
 def load(file: Path) -> Image:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from conftest import Example
 from pydantic import ValidationError
 
 from nodes import Generate, Image, Latents, Refine
 from nodes.errors import InputError
+from tests.nodes.conftest import Example
 
 
 def refine(toybox: Mapping[str, str], **params: object) -> Refine:

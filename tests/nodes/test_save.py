@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from conftest import Example
 from PIL import Image as pil
 
 from nodes import File, Image, Save
 from nodes.errors import InputError
+from tests.nodes.conftest import Example
 
 
 def opened(file: File) -> pil.Image:

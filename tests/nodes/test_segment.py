@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from conftest import Example
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nodes import Boxes, Image, Segment
 from nodes.errors import InputError, ModelError
+from tests.nodes.conftest import Example
 
 Iou = Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
 
