@@ -16,14 +16,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flows.keys import Digest
-from nodes.artifacts import Artifact, Info, decode, encode
+from nodes.artifacts import Artifact, Info, decode, encoded_parts
 from nodes.errors import ArtifactError, Damaged, StoreError
 
 FORMAT = 1
@@ -78,16 +78,19 @@ class Store:
 
     def put(self, value: Artifact) -> Ref:
         """Keep a value."""
-        data = encode(value)
-        digest = hashlib.sha256(data).hexdigest()
+        parts = encoded_parts(value)
+        hashed = hashlib.sha256()
+        for part in parts:
+            hashed.update(part)
+        digest, size = hashed.hexdigest(), sum(map(len, parts))
         path = self.blob_path(digest)
         try:
-            present = path.stat().st_size == len(data)
+            present = path.stat().st_size == size
         except FileNotFoundError:
             present = False
         if not present:
-            _write(path, data)
-        self._remember(digest, value, len(data))
+            _write(path, parts)
+        self._remember(digest, value, size)
         return Ref(digest, value.info)
 
     def get(self, ref: Ref) -> Artifact:
@@ -140,7 +143,7 @@ class Store:
              "seconds": round(manifest.seconds, 4)},
             separators=(",", ":"), ensure_ascii=False, default=_plain,
         ).encode()
-        _write(self.manifest_path(key), body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
+        _write(self.manifest_path(key), [body, b"\n", hashlib.sha256(body).hexdigest().encode(), b"\n"])
 
     def look_up(self, key: Digest) -> Manifest | None:
         """What a key gave, or None. Reads no value.
@@ -292,14 +295,15 @@ def _plain(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else str(value)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     """Write a file under a temporary name and rename it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        draft.write_bytes(data)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            for part in parts:
+                file.write(part)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise StoreError(f"the store cannot be written: {path.parent}: {error.strerror or error}") from error

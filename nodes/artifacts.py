@@ -303,13 +303,31 @@ class File(Artifact):
 TYPES: dict[str, type[Artifact]] = {t.__name__: t for t in (Image, Boxes, Masks, Embedding, Text, Score, Latents, File)}
 
 
-def encode(value: Artifact) -> bytes:
-    """The canonical bytes of a value's contents."""
-    from safetensors.numpy import save
+_DTYPES = {"uint8": "U8", "float32": "F32"}
 
+
+def encoded_parts(value: Artifact) -> list[bytes | memoryview]:
+    """The canonical bytes of a value's contents, in parts that share its memory: a header and each array.
+
+    Together they are a safetensors file, byte for byte what that library writes; it would copy large arrays twice.
+    """
     # One metadata entry only: the library does not keep several in a fixed order.
     head = json.dumps([type(value).__name__, value.fields()], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return bytes(save(value.arrays(), metadata={"photoloom": head}))
+    header: dict[str, Any] = {"__metadata__": {"photoloom": head}}
+    arrays = sorted(value.arrays().items(), key=lambda item: (-item[1].itemsize, item[0]))
+    end, parts = 0, []
+    for name, array in arrays:
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": [begin, end]}
+        parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *parts]
+
+
+def encode(value: Artifact) -> bytes:
+    """The canonical bytes of a value's contents, a safetensors file."""
+    return b"".join(encoded_parts(value))
 
 
 def decode(data: bytes) -> Artifact:
