@@ -110,11 +110,12 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
 
+_BASES = {"0o": 8, "0x": 16}
 _FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
     ("float", _FLOAT, list("-+.0123456789")),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
@@ -153,11 +154,11 @@ class _Reader:
                     return text.lower() == "true"
                 case "int":
                     if len(text) <= MAX_DIGITS:
-                        return int(text)
+                        return int(text, _BASES.get(text[:2], 10))
                     self.fault(node, path, f"expected a number of at most {MAX_DIGITS} digits, got {len(text)}")
                     return None
                 case "float":
-                    return float(text)
+                    return float(re.sub(r"\.(?=[a-zA-Z])", "", text))  # Python has no point before inf and nan
         name = f"!!{tag}" if node.tag != tag else tag
         self.fault(node, path, f"the tag {name} is not allowed; only plain values are")
         return None

@@ -228,5 +228,5 @@ def export(training: Training) -> None:
 
 
 if __name__ == "__main__":
-    chosen = arguments(minutes=30)
+    chosen = arguments(minutes=75)
     export(train(chosen.minutes))

@@ -260,7 +260,7 @@ def train(minutes: float, only_export: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=150, help="training time of all runs together")
+    parser.add_argument("--minutes", type=float, default=235, help="training time of all runs together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", action="store_true", help="write the last checkpoint without training")
     chosen = parser.parse_args()

@@ -36,7 +36,7 @@ SETS: Mapping[str, Mapping[str, str]] = {
     },
     # The models of the field, by hub id and revision.
     "photo": {
-        "detect": "facebook/detr-resnet-50@no_timm",
+        "detect": "PekingU/rtdetr_v2_r50vd@main",
         "segment": "facebook/sam-vit-base@main",
         "embed": "facebook/dinov2-small@main",
         "generate": "stabilityai/stable-diffusion-xl-base-1.0@main",
@@ -68,7 +68,7 @@ def locate(source: str) -> Located:
         return Located(folder.resolve())
     hub_id, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
-        raise ModelError(f'model "{source}": no such folder, and not a hub id such as facebook/detr-resnet-50')
+        raise ModelError(f'model "{source}": no such folder, and not a hub id such as PekingU/rtdetr_v2_r50vd')
     revision = revision or "main"
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     repo = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{hub_id.replace('/', '--')}"

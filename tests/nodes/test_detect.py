@@ -116,3 +116,29 @@ def test_a_damaged_model_is_said(toybox: Mapping[str, str], examples: dict[str, 
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ModelError, match=f'^model "{broken}" cannot be loaded for the role "detect": '):
         Detect.model_validate({"model": str(broken)}).run(examples["cat-blue.png"].image)
+
+
+def test_another_architecture_of_the_field_is_read_from_its_folder(tmp_path: Path) -> None:
+    """RT-DETRv2 with random weights: the photo set's kind of detector."""
+    import torch
+    from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
+
+    torch.manual_seed(0)
+    backbone = RTDetrResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 24, 32, 40], depths=[1] * 4, layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = RTDetrV2Config(
+        backbone_config=backbone, encoder_in_channels=[24, 32, 40], encoder_hidden_dim=32, d_model=32,
+        decoder_in_channels=[32] * 3, num_queries=20, encoder_ffn_dim=32, decoder_ffn_dim=32, decoder_layers=2,
+        num_labels=5, decoder_attention_heads=2, encoder_attention_heads=2, num_denoising=0,
+    )
+    RTDetrV2ForObjectDetection(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "RTDetrImageProcessor", "do_resize": true, "size": {"height": 128, "width": 128}}'
+    )
+    picture = Image(np.random.default_rng(0).integers(0, 256, (100, 160, 3), dtype=np.uint8))
+    found = Detect.model_validate({"model": str(tmp_path), "threshold": 0.01}).run(picture)
+    assert len(found) == 20
+    assert (found.xyxy[:, :2] >= 0).all() and (found.xyxy[:, 2:] <= (160, 100)).all()
+    assert (np.diff(found.scores) <= 0).all()
