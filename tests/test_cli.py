@@ -1,0 +1,195 @@
+"""The command: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from yaml import safe_load
+
+from tests.conftest import ROOT, Workplace, command
+
+NODE = """from nodes import Image, Node
+
+
+class Half(Node):
+    def run(self, image: Image) -> Image:
+        return Image(image.pixels // 2)
+"""
+HALVED = 'name: halved\nsteps:\n  photo: {node: Load, path: photos}\n  half: {node: Half, image: photo}\noutputs: [half]\n'
+
+
+@pytest.fixture
+def halves(workplace: Workplace) -> Workplace:
+    """A pipeline with a node of the user's own, and two pictures."""
+    workplace.add("cat-blue.png", "dog-green.png")
+    (workplace.folder / "own.py").write_text(NODE)
+    (workplace.folder / "halved.yaml").write_text(HALVED)
+    return workplace
+
+
+def test_schema_is_the_one_shipped_and_fits_the_shipped_pipelines(halves: Workplace) -> None:
+    shown = halves.photoloom("schema")
+    assert shown.stdout == (ROOT / "pipelines" / "schema.json").read_text("utf-8"), (
+        "write it again: photoloom schema > pipelines/schema.json"
+    )
+    Draft202012Validator.check_schema(json.loads(shown.stdout))
+    validator = Draft202012Validator(json.loads(shown.stdout))
+    for path in (ROOT / "pipelines").glob("*.yaml"):
+        assert not list(validator.iter_errors(safe_load(path.read_text("utf-8")))), path
+    wrong = safe_load((ROOT / "pipelines" / "replace_object.yaml").read_text("utf-8"))
+    for key, value in (("promt", "x"), ("strength", 7), ("image", 3)):
+        steps = {**wrong["steps"], "edited": {**wrong["steps"]["edited"], key: value}}
+        assert not validator.is_valid({**wrong, "steps": steps}), key
+    assert not validator.is_valid({**wrong, "steps": {"a": {"node": "Nope"}}})
+    own = json.loads(halves.photoloom("schema", "--nodes", "own.py").stdout)
+    assert Draft202012Validator(own).is_valid(safe_load(HALVED))
+    assert not validator.is_valid(safe_load(HALVED))
+
+
+def test_nodes_are_listed_and_described(workplace: Workplace) -> None:
+    listed = workplace.photoloom("nodes").stdout
+    names = [line.split()[0] for line in listed.splitlines()]
+    assert {"Load", "Detect", "Segment", "Embed", "Generate", "Inpaint", "Refine", "Save"} <= set(names)
+    assert names == sorted(names)
+    for name in names:
+        told = workplace.photoloom("nodes", name).stdout if name in ("Detect", "Load") else "ports:\noutputs:\nparams:\n"
+        assert all(part in told for part in ("ports:\n", "outputs:\n", "params:\n")), name
+    wrong = workplace.photoloom("nodes", "Detekt")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert 'unknown node "Detekt"; did you mean "Detect"?' in wrong.stderr
+
+
+def test_store_commands(halves: Workplace) -> None:
+    halves.run("halved.yaml", "--nodes", "own.py")
+    before = json.loads(halves.photoloom("store", "info", "--json").stdout)
+    assert before["results"] == before["values"] == 6, "two pictures: read, halved, and encoded as the files in the outputs"
+    assert halves.photoloom("store", "info").stdout == f"6 results, 6 values, {before['bytes']:,} bytes\n"
+    assert halves.photoloom("store", "verify").stdout == "all right\n"
+    blob = min((halves.folder / "outputs" / "store" / "blobs").glob("*/*"))
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    found = halves.photoloom("store", "verify")
+    assert found.returncode == 1
+    assert "is damaged" in found.stdout and "which is missing" in found.stdout
+    assert halves.photoloom("store", "verify").returncode == 0, "what was damaged is gone"
+    again = halves.run("halved.yaml", "--nodes", "own.py")
+    assert again["status"] == "done"
+    assert sum(step["ran"] for step in again["steps"].values()) >= 1
+
+    for path in (halves.folder / "outputs" / "store").glob("*/*/*"):
+        os.utime(path, (1, 1))
+    assert halves.photoloom("store", "gc", "--max-size", "1G").stdout == "freed 0 bytes\n"
+    assert halves.photoloom("store", "gc", "--max-size", "0").stdout.startswith("freed ")
+    assert json.loads(halves.photoloom("store", "info", "--json").stdout) == {"results": 0, "values": 0, "bytes": 0}
+    wrong = halves.photoloom("store", "gc", "--max-size", "much")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "photoloom: --max-size much: expected a number with K, M or G, such as 20G\n"
+
+
+def test_plan_as_json_says_what_run_then_does(halves: Workplace) -> None:
+    def planned() -> dict[str, list[str]]:
+        ran = halves.photoloom("plan", "halved.yaml", "--nodes", "own.py", "--json")
+        return {step: [call["state"] for call in calls] for step, calls in json.loads(ran.stdout).items()}
+
+    assert planned()["photo"] == ["run", "run"]
+    done = halves.run("halved.yaml", "--nodes", "own.py")
+    assert [done["steps"][name]["ran"] for name in ("photo", "half")] == [2, 2]
+    assert planned() == {"photo": ["cached", "cached"], "half": ["cached", "cached"]}
+    (halves.folder / "own.py").write_text(NODE.replace("// 2", "// 3"))
+    assert planned() == {"photo": ["cached", "cached"], "half": ["run", "run"]}
+    (halves.folder / "own.py").write_text(NODE)
+    assert planned() == {"photo": ["cached", "cached"], "half": ["cached", "cached"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "nowhere.yaml"), "nowhere.yaml: No such file or directory"),
+        (("check", "replace_objekt.yaml"), 'did you mean "replace_object.yaml"?'),
+        (("run", "replace_object.yaml", "--set", "promt=x"), '--set promt=x: unknown param "promt"; did you mean "prompt"?'),
+        (("run", "replace_object.yaml", "--set", "prompt"), "--set prompt: write --set NAME=VALUE"),
+        (("run", "replace_object.yaml", "--models", "toybx"), 'unknown model set "toybx"; did you mean "toybox"?'),
+        (("run", "replace_object.yaml", "--only", "edit"), 'unknown step "edit"; did you mean "edited"?'),
+        (("run", "halved.yaml", "--nodes", "none.py"), "--nodes none.py: no such Python file"),
+        (("run", "halved.yaml", "--nodes", "faulty.py"), "--nodes faulty.py: ZeroDivisionError: division by zero"),
+        (("run", "halved.yaml"), 'unknown node "Half"'),
+    ],
+)
+def test_what_a_user_did_is_told_in_a_line(halves: Workplace, words: tuple[str, ...], message: str) -> None:
+    (halves.folder / "faulty.py").write_text("1 / 0\n")
+    ran = halves.photoloom(*words)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (halves.folder / "outputs" / "replace-object").exists(), "no run was begun"
+
+
+def test_what_a_node_did_is_told_in_a_line_and_kept_in_full(halves: Workplace) -> None:
+    (halves.folder / "own.py").write_text(NODE.replace("pixels // 2", "pixels // (1 // len(image.info.get('no', ())))"))
+    ran = halves.photoloom("run", "halved.yaml", "--nodes", "own.py")
+    assert ran.returncode == 1
+    assert ran.stderr.count("failed: half ") == 2
+    assert "Traceback" not in ran.stderr + ran.stdout
+    texts = [path.read_text("utf-8", errors="replace") for path in halves.folder.glob("outputs/halved/**/*") if path.is_file()]
+    assert any("Traceback" in text and "ZeroDivisionError" in text for text in texts), "it lies in the run's folder"
+
+
+def test_the_server_says_whether_it_runs(server: dict[str, str], tmp_path: Path) -> None:
+    assert command(server, tmp_path, "server", "status").stdout == f"running: http://127.0.0.1:{server['PHOTOLOOM_SERVER_PORT']}\n"
+    elsewhere = command({**server, "PHOTOLOOM_SERVER_PORT": "9"}, tmp_path, "server", "status")
+    assert (elsewhere.returncode, elsewhere.stdout) == (1, "not running: http://127.0.0.1:9\n")
+
+
+@pytest.mark.parametrize("words", [["check"], ["plan", "--set", "photos=photos"], ["graph"]])
+def test_looking_at_a_pipeline_loads_nothing_heavy(words: list[str], workplace: Workplace) -> None:
+    workplace.add("cat-blue.png")
+    code = (
+        "import sys, flows.cli\n"
+        f"sys.argv = ['photoloom', *{[words[0], 'replace_object.yaml', *words[1:]]!r}]\n"
+        "try:\n    flows.cli.main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'prefect', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=workplace.folder, env={**workplace.environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+NOTED = ROOT / "tests" / "nodes" / "versions.json"
+
+
+def test_a_node_whose_code_changed_has_a_new_version() -> None:
+    """A shipped node's `version` is part of its cache key: changed code under an old version would give old results."""
+    assert noted() == json.loads(NOTED.read_text("utf-8")), (
+        "raise `version` where a node's results changed, then: python -m tests.test_cli > tests/nodes/versions.json"
+    )
+
+
+def noted() -> dict[str, list[str]]:
+    """For each shipped node its version and a digest of its module without docstrings and comments."""
+    from hashlib import sha256
+
+    import nodes
+    from nodes.base import registered
+
+    found = {}
+    for name, cls in sorted(registered().items()):
+        if cls.__module__.startswith("nodes.") and getattr(nodes, name, None) is cls:
+            tree = ast.parse(Path(sys.modules[cls.__module__].__file__ or "").read_text("utf-8"))
+            for part in ast.walk(tree):
+                if isinstance(part, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(part) is not None:
+                    part.body = part.body[1:]
+            found[name] = [cls.version, sha256(ast.unparse(tree).encode()).hexdigest()[:16]]
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(noted(), indent=1))
