@@ -142,33 +142,33 @@ class Pipeline:
             PipelineError: the pipeline is wrong, and nothing ran.
             UserError: the store, the folder for the outputs or the server cannot be used.
         """
-        started = time.monotonic()
-        graph = self.graph(params, models, allow)
-        run_store = Store(Path(store))
-        chosen = steps_named(graph, only)
-        execution = Execution(
-            graph, run_store, only=chosen, force=frozenset(force), max_failures=max_failures, watcher=watcher
-        )
-        _ = execution.planner.identities  # absent models are said before a server or a flow is started
+        execution = self._execution(params, models, store, allow, only, force, max_failures, watcher)
 
         from flows.server import connected
-        from flows.tasks import as_flow, run_in_flow
+        from flows.tasks import as_flow
 
         with connected(say):
-            run = new_run_folder(Path(out), graph.name)
-            writer = Writer(graph, run, metadata, execution)
-            execution.finished = writer
-
-            def report(result: Result) -> dict[str, Any]:
-                return leave(graph, run, result, writer.written, started)
 
             def body(pipeline: str, params: dict[str, Any]) -> dict[str, Any]:
-                return run_in_flow(execution, report, lambda found: markdown(graph, found))
+                return _in_flow(execution, Path(out), metadata)
 
-            found: dict[str, Any] = as_flow(graph.name, body)(self.spec.file or graph.name, dict(params or {}))
+            found: dict[str, Any] = as_flow(self.spec.name, body)(self.spec.file or self.spec.name, dict(params or {}))
         return RunResult(found["status"], found, Path(found["report"]), _values(execution))
 
-    def flow(self, **options: Any) -> Flow[..., Any]:
+    def _execution(
+        self, params: Mapping[str, Value] | None, models: str | Mapping[str, str] | None = None,
+        store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (), only: Sequence[str] = (), force: Sequence[str] = (),
+        max_failures: int | None = None, watcher: Watcher | None = None,
+    ) -> Execution:
+        graph = self.graph(params, models, allow)
+        execution = Execution(
+            graph, Store(Path(store)), only=steps_named(graph, only), force=frozenset(force), max_failures=max_failures,
+            watcher=watcher,
+        )
+        _ = execution.planner.identities  # absent models are said before a server or a flow is started
+        return execution
+
+    def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
         """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve
         on a schedule. `options` are those of `run`; the flow gives the run's summary."""
         from flows.tasks import as_flow
@@ -176,7 +176,7 @@ class Pipeline:
         kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 
         def body(**params: Any) -> dict[str, Any]:
-            return dict(self.run(params, **options).summary)
+            return _in_flow(self._execution(params, **options), Path(out), metadata)
 
         parameters = [
             inspect.Parameter(
@@ -186,7 +186,22 @@ class Pipeline:
         ]
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         body.__annotations__ = {p.name: p.annotation for p in parameters}
-        return as_flow(f"{self.spec.name}-pipeline", body)  # type: ignore[no-any-return]
+        return as_flow(self.spec.name, body)  # type: ignore[no-any-return]
+
+
+def _in_flow(execution: Execution, out: Path, metadata: bool) -> dict[str, Any]:
+    """Run a graph inside the current flow, leave its files and its report, and give the summary."""
+    from flows.tasks import run_in_flow
+
+    started = time.monotonic()
+    graph, run = execution.graph, new_run_folder(out, execution.graph.name)
+    writer = Writer(graph, run, metadata, execution)
+    execution.finished = writer
+
+    def report(result: Result) -> dict[str, Any]:
+        return leave(graph, run, result, writer.written, started)
+
+    return run_in_flow(execution, report, lambda found: markdown(graph, found))
 
 
 def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:
