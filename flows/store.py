@@ -252,7 +252,7 @@ class Store:
         return found
 
     def collect(self, max_bytes: int) -> int:
-        """Remove the results used longest ago until the store takes at most `max_bytes`; gives the bytes freed.
+        """Remove the results made longest ago until the store takes at most `max_bytes`; gives the bytes freed.
 
         Values that a kept result still names stay. What was written in the last minute stays too: another process
         may be about to name it.

@@ -12,7 +12,7 @@ from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessorP
 from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
 
 from models.scenes import KINDS
-from models.training import CANVAS, TOYBOX, Batch, Training, arguments, augment, give_readable_modes, load_bank
+from models.training import CANVAS, TOYBOX, Batch, Training, arguments, augment, load_bank, make_portable
 
 QUERIES = 12
 GROUPS = 3
@@ -224,7 +224,7 @@ def export(training: Training) -> None:
         pad_size={"height": CANVAS, "width": CANVAS},  # as in training, where the canvas is always square
     )
     processor.save_pretrained(folder)
-    give_readable_modes(folder)
+    make_portable(folder)
 
 
 if __name__ == "__main__":

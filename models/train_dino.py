@@ -18,8 +18,8 @@ from models.training import (
     Bank,
     Training,
     arguments,
-    give_readable_modes,
     load_bank,
+    make_portable,
     recolour,
     rough_pixels,
 )
@@ -114,7 +114,7 @@ def export(training: Training) -> None:
     folder = TOYBOX / "dino"
     embedder.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     make_processor().save_pretrained(folder)
-    give_readable_modes(folder)
+    make_portable(folder)
 
 
 if __name__ == "__main__":

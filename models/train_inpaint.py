@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from models.scenes import KINDS, Sprites, caption_of, draw_scene, load_sprites
 from models.train_sdxl import BATCH, SCHEDULE, encoder_digest, load_vae, make_unet, size_ids, weights_of
 from models.train_sdxl import FOLDER as BASE
-from models.training import TOYBOX, WORK, Training, give_readable_modes
+from models.training import TOYBOX, WORK, Training, make_portable
 
 FOLDER = TOYBOX / "sdxl-inpaint"
 SCENES = 14_000
@@ -162,10 +162,7 @@ def export(training: Training, inpainter: Inpainter, folder: Path = FOLDER) -> N
         add_watermarker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    (folder / "model_index.json").chmod(0o644)
-    for part in folder.iterdir():
-        if part.is_dir():
-            give_readable_modes(part)
+    make_portable(folder)
     print(f"step {training.step}, {training.spent:.1f} minutes, written to {folder}", flush=True)
 
 

@@ -27,7 +27,7 @@ from models.train_sdxl import (
     make_unet,
     worded,
 )
-from models.training import TOYBOX, Training, give_readable_modes
+from models.training import TOYBOX, Training, make_portable
 
 FOLDER = TOYBOX / "sdxl-refiner"
 BATCH = 16
@@ -87,10 +87,7 @@ def export(training: Training, refiner: Refiner) -> None:
         add_watermarker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(FOLDER)
-    (FOLDER / "model_index.json").chmod(0o644)
-    for part in FOLDER.iterdir():
-        if part.is_dir():
-            give_readable_modes(part)
+    make_portable(FOLDER)
     print(f"step {training.step}, {training.spent:.1f} minutes, written to {FOLDER}", flush=True)
 
 

@@ -13,7 +13,7 @@ from transformers import (
     SamVisionConfig,
 )
 
-from models.training import CANVAS, TOYBOX, Batch, Training, arguments, augment, give_readable_modes, load_bank
+from models.training import CANVAS, TOYBOX, Batch, Training, arguments, augment, load_bank, make_portable
 
 BATCH = 6
 PROMPTS = 3
@@ -166,7 +166,7 @@ def export(training: Training) -> None:
     folder = TOYBOX / "sam"
     model.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     make_processor().save_pretrained(folder)
-    give_readable_modes(folder)
+    make_portable(folder)
 
 
 if __name__ == "__main__":

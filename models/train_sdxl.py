@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.scenes import BACKDROPS, KINDS, caption_of, draw_scene, load_sprites
-from models.training import TOYBOX, WORK, Training, give_readable_modes
+from models.training import TOYBOX, WORK, Training, make_portable
 
 FOLDER = TOYBOX / "sdxl"
 BATCH = 16
@@ -218,8 +218,7 @@ def export(training: Training, painter: Painter, folder: Path = FOLDER) -> None:
         add_watermarker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    for part in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        give_readable_modes(part) if part != folder else (folder / "model_index.json").chmod(0o644)
+    make_portable(folder)
     print(f"step {training.step}, {training.spent:.1f} minutes, written to {folder}", flush=True)
 
 

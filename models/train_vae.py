@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.scenes import HELD_OUT, draw_scene, load_sprites
-from models.training import TOYBOX, Bank, Training, give_readable_modes, load_bank
+from models.training import TOYBOX, Bank, Training, load_bank, make_portable
 
 CROP = 64
 BATCH = 8
@@ -107,7 +107,7 @@ def export(training: Training, vae: AutoencoderKL, folder: Path = FOLDER) -> Non
     vae.register_to_config(scaling_factor=round(1 / spread, 5))
     print(f"held-out PSNR {quality(vae, pictures, latents):.2f} dB, latent std {spread:.3f}, to {folder}", flush=True)
     vae.half().save_pretrained(folder)
-    give_readable_modes(folder)
+    make_portable(folder)
 
 
 def train(minutes: float, only_export: bool) -> None:
@@ -155,7 +155,7 @@ def train_decoder(minutes: float, only_export: bool) -> None:
     for folder in (FOLDER, TOYBOX / "sdxl-refiner" / "vae"):
         if folder.exists():
             vae.half().save_pretrained(folder)
-            give_readable_modes(folder)
+            make_portable(folder)
             print(f"written to {folder}", flush=True)
 
 

@@ -4,6 +4,7 @@ It knows scenes and tensors, but no architecture.
 """
 
 import argparse
+import json
 import math
 import os
 import time
@@ -318,7 +319,13 @@ def arguments(minutes: float) -> argparse.Namespace:
     return chosen
 
 
-def give_readable_modes(folder: Path) -> None:
-    """Weights are written with mode 0600; a shared folder needs them readable."""
-    for path in folder.iterdir():
-        path.chmod(0o644)
+def make_portable(folder: Path) -> None:
+    """Make a model folder fit to be shared: readable by all (weights are written with mode 0600), and without the path that
+    diffusers notes in each config."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
