@@ -10,29 +10,19 @@ from PIL import Image as pil
 from PIL import ImageDraw
 
 from flows import Pipeline
-from nodes import Boxes, Image, Masks
+from nodes import Boxes, ContactSheet, Image, Masks
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "models" / "toybox" / "examples"
 NAMES = ("cat-blue", "cat-pink", "cat-apple-white")
 ENLARGED = 2
-GAP = 8
 INK = (225, 29, 72)
 
 
 def main() -> None:
-    rows = [row(EXAMPLES / f"{name}.png") for name in NAMES]
-    width = max(sum(picture.width + GAP for picture in row) - GAP for row in rows)
-    height = sum(row[0].height + GAP for row in rows) - GAP
-    sheet = pil.new("RGB", (width, height), "white")
-    top = 0
-    for row_ in rows:
-        left = 0
-        for picture in row_:
-            sheet.paste(picture, (left, top))
-            left += picture.width + GAP
-        top += row_[0].height + GAP
-    sheet.save(HERE / "pictures" / "replace_object.png", optimize=True)
+    pictures = [picture for name in NAMES for picture in row(EXAMPLES / f"{name}.png")]
+    sheet = ContactSheet(columns=4, cell=256).run([Image.from_pil(picture) for picture in pictures])
+    sheet.pil.save(HERE / "pictures" / "replace_object.png", optimize=True)
 
 
 def row(path: Path) -> list[pil.Image]:
@@ -65,8 +55,8 @@ def with_boxes(picture: pil.Image, boxes: Boxes) -> pil.Image:
 
 def with_masks(picture: pil.Image, masks: Masks) -> pil.Image:
     inside = pil.fromarray(masks.union).resize(picture.size, pil.Resampling.NEAREST)
-    pixels = np.asarray(picture).astype(float)
-    pixels[np.asarray(inside) > 0] = 0.45 * pixels[np.asarray(inside) > 0] + 0.55 * np.asarray(INK)
+    pixels, where = np.asarray(picture).astype(float), np.asarray(inside) > 0
+    pixels[where] = 0.45 * pixels[where] + 0.55 * np.asarray(INK)
     return pil.fromarray(pixels.round().astype(np.uint8))
 
 

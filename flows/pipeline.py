@@ -170,7 +170,7 @@ class Pipeline:
 
     def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
         """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve
-        on a schedule. `options` are those of `run`; the flow gives the run's summary."""
+        on a schedule. `options` are those of `run` but `say`; the flow gives the run's summary."""
         from flows.tasks import as_flow
 
         kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list}

@@ -152,7 +152,7 @@ def train_decoder(minutes: float, only_export: bool) -> None:
     vae.load_state_dict(training.average.state)
     pictures = held_out_pictures(96)
     print(f"held-out PSNR {quality(vae, pictures, encode(vae, pictures)):.2f} dB", flush=True)
-    for folder in (FOLDER, TOYBOX / "sdxl-refiner" / "vae"):
+    for folder in (FOLDER, TOYBOX / "sdxl-inpaint" / "vae", TOYBOX / "sdxl-refiner" / "vae"):
         if folder.exists():
             vae.half().save_pretrained(folder)
             make_portable(folder)
