@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import os
 import re
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from flows import keys
-from flows.elements import Elements, Gap, Hole, Position, rounds
+from flows.elements import Elements, Gap, Hole, Position
 from flows.graph import Bound, Graph
 from flows.keys import Digest
 from flows.spec import shown
 from flows.store import Manifest, Ref, Store
+from flows.windows import rounds
 from nodes.base import Model, Source
 from nodes.errors import Damaged, ModelError, PipelineError, Problem
 from nodes.models import identity as model_identity
@@ -55,7 +57,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.elements = Elements(self.graph)
-        self._history: dict[str, dict[str, Digest]] = {}
+        self._has_run: dict[str, bool] = {}
         self._forced: set[Digest] = set()
         problems: list[Problem] = []
         for step in self.graph:
@@ -66,6 +68,12 @@ class Planner:
                     problems += error.problems
         if problems:
             raise PipelineError(problems)
+
+    def again(self) -> Planner:
+        """A planner for another walk over the same files and models."""
+        found = copy.copy(self)
+        found.elements, found._forced = self.elements.again(), set()
+        return found
 
     # --- what stands for the whole graph ---
 
@@ -189,17 +197,15 @@ class Planner:
 
     def _reason(self, step: Bound, id_: str, key: Digest, inputs: Mapping[str, Any]) -> str:
         """Why a call is not in the store, told from what the same element was called with last time."""
-        if step.name not in self._history:
-            self._history[step.name] = self.store.last_keys(self.graph.name, step.name)
-        history = self._history[step.name]
-        if not history:
+        if step.name not in self._has_run:
+            self._has_run[step.name] = self.store.has_run(self.graph.name, step.name)
+        if not self._has_run[step.name]:
             return "first run"
-        if id_ not in history:
+        last = self.store.last_key(self.graph.name, step.name, id_)
+        if last is None:
             return "new picture"
-        if history[id_] == key:
-            return "removed from the store"
         try:
-            before = self.store.look_up(history[id_])
+            before = self.store.look_up(last) if last != key else None
         except Damaged:
             before = None
         if before is None:
@@ -245,16 +251,17 @@ class PlannedStep:
 def make_plan(planner: Planner, only: set[str]) -> list[PlannedStep]:
     """Walk the graph by look-ups alone."""
     found: dict[str, list[Call]] = {name: [] for name in planner.graph.steps if name in only}
-    for step, _, window in rounds(planner.graph, planner.elements, WINDOW, only):
-        calls = planner.calls(step, window)
-        if not calls and (waiting := next((c for c in _above(planner, step, found) if c.state != "cached"), None)):
-            calls = [Call(step, (), "", "waits", waiting.step.name)]
-        for call in calls:
-            found[step.name].append(call)
-            if call.manifest:
-                planner.done(call, call.manifest.outputs)
-            else:
-                planner.elements.leave_out(step, call.position, Gap.WAITING)
+    for round_ in rounds(planner.graph, planner.elements, lambda: WINDOW, only):
+        for step in round_.steps:
+            calls = planner.calls(step, round_.window)
+            if not calls and (waiting := next((c for c in _above(planner, step, found) if c.state != "cached"), None)):
+                calls = [Call(step, (), "", "waits", waiting.step.name)]
+            for call in calls:
+                found[step.name].append(call)
+                if call.manifest:
+                    planner.done(call, call.manifest.outputs)
+                else:
+                    planner.elements.leave_out(step, call.position, Gap.WAITING)
     return [PlannedStep(name, tuple(calls)) for name, calls in found.items()]
 
 

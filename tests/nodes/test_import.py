@@ -21,7 +21,7 @@ def test_every_shipped_node_declares_its_version_and_its_ports() -> None:
         "Segment",
     }
     for name, node in shipped.items():
-        assert node.version == "1", name
+        assert node.version.isdigit(), name
         assert getattr(nodes, name) is node
     assert {name: str(port) for name, port in shipped["Inpaint"].ports.items()} == {"image": "Image", "mask": "Masks"}
     assert {name: str(port) for name, port in shipped["Nearest"].outputs.items()} == {
