@@ -6,7 +6,6 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,23 +14,13 @@ from flows.check import rendered
 from flows.clock import Clock
 from flows.graph import Bound
 from flows.plan import Call, Planner
+from flows.results import Failure
 from flows.store import Manifest, Ref, Store
 from nodes.artifacts import Artifact
 from nodes.base import Model, Node, Source
 from nodes.batches import BatchSize, grouping
 from nodes.errors import Damaged, OutOfMemory, PhotoloomError, UserError
 from nodes.running import listening
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One element of one step that gave nothing: what was wrong in a line, and the traceback if it was not the user's doing."""
-
-    step: str
-    id: str
-    error: str
-    traceback: str = ""
-
 
 Outcome = Manifest | Failure
 Part = Callable[[Bound, int, int], None]

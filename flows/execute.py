@@ -10,18 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
-from flows.calls import Caller, Failure, Outcome
+from flows.calls import Caller, Outcome
 from flows.claims import Claims
 from flows.clock import Clock
 from flows.elements import Gap, Position
 from flows.graph import Bound, Graph
-from flows.plan import Call, Planner
+from flows.plan import Call, Planner, walk
+from flows.results import Failure, Result, StepResult, Watcher, WindowDone
 from flows.store import Manifest, Ref, Store
-from flows.windows import LARGEST, Round, WindowSize, rounds
+from flows.windows import Round, WindowSize, rounds
 from nodes.artifacts import Artifact
 from nodes.base import Sink, Source
 from nodes.errors import Damaged, PhotoloomError
@@ -33,58 +33,12 @@ POLL = 0.02
 """Seconds between two looks for what another process is making."""
 
 
-class Watcher(Protocol):
-    """Whoever wants to see a run as it goes."""
-
-    def step(self, step: Bound, total: int) -> None:
-        """A window of a step begins, of `total` elements."""
-
-    def element(self, call: Call, state: str) -> None:
-        """An element is through: `ran`, `cached`, `failed` or `skipped`."""
-
-    def part(self, step: Bound, done: int, total: int) -> None:
-        """The node is at part `done` of `total`: a diffusion step."""
-
-
-@dataclass
-class StepResult:
-    """What became of a step: elements by state, seconds, reasons why they ran, what was noted."""
-
-    ran: int = 0
-    cached: int = 0
-    failed: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    reasons: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class Result:
-    """What became of a run."""
-
-    steps: dict[str, StepResult]
-    failures: list[Failure] = field(default_factory=list)
-    stopped: str = ""
-    """Why the run ended before its end, if it did."""
-
-
 class Stop(PhotoloomError):
     """The run is to end early; what is finished is kept."""
 
 
-Around = Callable[[Bound, int, Callable[[], "WindowDone"]], None]
+Around = Callable[[Bound, int, Callable[[], WindowDone]], None]
 """How a window of a step is run: given the step, the window's number and the work to call."""
-
-
-@dataclass(frozen=True)
-class WindowDone:
-    """One window of one step, for whoever ran it: how many elements ended how."""
-
-    ran: int
-    cached: int
-    failed: int
-    skipped: int
 
 
 def plainly(step: Bound, number: int, work: Callable[[], WindowDone]) -> None:
@@ -160,18 +114,21 @@ class Execution:
     def run(self, around: Around = plainly) -> Result:
         """Run all there is to run. Failures of elements are in the result; what is wrong with the run itself is raised."""
         _ = self.planner.identities  # absent models are said before anything runs
+        finished = False
         with ThreadPoolExecutor(cores(), "beside") as self._pool:
             try:
-                for each in rounds(self.graph, self.planner.elements, self._window_size.size, self.only):
-                    self._round(each, around)
-            except Stop as stop:
-                self.result.stopped = str(stop)
+                try:
+                    for each in rounds(self.graph, self.planner.elements, self._window_size.size, self.only):
+                        self._round(each, around)
+                except Stop as stop:
+                    self.result.stopped = str(stop)
+                self._settle()
+                self._settle()
+                finished = True
             finally:
-                self._pool.shutdown(cancel_futures=not self.result.stopped)
+                self._pool.shutdown(cancel_futures=not finished)
                 if self._loading:
                     self._loading.join()
-            self._settle()
-            self._settle()
         return self.result
 
     def where(self) -> dict[str, float]:
@@ -362,16 +319,9 @@ class Execution:
 
     def walk(self, name: str) -> Iterator[Call]:
         """The calls of a step by look-ups alone, in order, as after a run: what the store does not have has failed."""
-        planner, step = self.planner.again(), self.graph.steps[name]
-        for each in rounds(self.graph, planner.elements, lambda: LARGEST, self.graph.needed({name})):
-            for one in each.steps:
-                for call in planner.calls(one, each.window):
-                    if call.manifest:
-                        planner.done(call, call.manifest.outputs)
-                    else:
-                        planner.elements.leave_out(one, call.position, Gap.FAILED)
-                    if one is step:
-                        yield call
+        for step, calls in walk(self.planner.again(), self.graph.needed({name}), Gap.FAILED):
+            if step.name == name:
+                yield from calls
 
     def value(self, step: str, ref: Ref) -> Artifact:
         """A value that a step gave, made again if the store's copy is damaged."""
@@ -419,6 +369,3 @@ def _load_all(steps: Sequence[Bound]) -> None:
 def _reads_files(step: Bound) -> bool:
     """Whether a step's elements are files of one folder, so that they can be read before their window's turn."""
     return isinstance(step.node, Source) and len(step.over) == 1
-
-
-__all__ = ["Execution", "Failure", "Position", "Result", "StepResult", "Stop", "Watcher", "WindowDone", "ids_of", "plainly"]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import nodes  # noqa: F401
 from flows.check import bind
-from flows.execute import Execution, Result, Watcher
+from flows.execute import Execution
 from flows.graph import Graph
 from flows.plan import PlannedStep, Planner, make_plan
 from flows.report import Writer, leave, markdown, new_run_folder
+from flows.results import Result, Watcher
 from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, Value, dump, parse, read
 from flows.store import Store
 from nodes.artifacts import Artifact

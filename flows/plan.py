@@ -248,24 +248,30 @@ class PlannedStep:
         return found
 
 
-def make_plan(planner: Planner, only: set[str]) -> list[PlannedStep]:
-    """Walk the graph by look-ups alone."""
-    found: dict[str, list[Call]] = {name: [] for name in planner.graph.steps if name in only}
-    for round_ in rounds(planner.graph, planner.elements, lambda: WINDOW, only):
-        for step in round_.steps:
-            calls = planner.calls(step, round_.window)
-            if not calls and (waiting := next((c for c in _above(planner, step, found) if c.state != "cached"), None)):
-                calls = [Call(step, (), "", "waits", waiting.step.name)]
+def walk(planner: Planner, only: set[str], missing: Gap) -> Iterator[tuple[Bound, list[Call]]]:
+    """The calls of each step and window by look-ups alone; what the store does not have is `missing` to the steps below."""
+    for each in rounds(planner.graph, planner.elements, lambda: WINDOW, only):
+        for step in each.steps:
+            calls = planner.calls(step, each.window)
             for call in calls:
-                found[step.name].append(call)
                 if call.manifest:
                     planner.done(call, call.manifest.outputs)
                 else:
-                    planner.elements.leave_out(step, call.position, Gap.WAITING)
+                    planner.elements.leave_out(step, call.position, missing)
+            yield step, calls
+
+
+def make_plan(planner: Planner, only: set[str]) -> list[PlannedStep]:
+    """What would happen to each step, without running anything."""
+    found: dict[str, list[Call]] = {name: [] for name in planner.graph.steps if name in only}
+    for step, calls in walk(planner, only, Gap.WAITING):
+        if not calls and (waiting := next((c for c in _above(step, found) if c.state != "cached"), None)):
+            calls = [Call(step, (), "", "waits", waiting.step.name)]
+        found[step.name] += calls
     return [PlannedStep(name, tuple(calls)) for name, calls in found.items()]
 
 
-def _above(planner: Planner, step: Bound, found: Mapping[str, Sequence[Call]]) -> Iterator[Call]:
+def _above(step: Bound, found: Mapping[str, Sequence[Call]]) -> Iterator[Call]:
     return (call for wire in step.wires.values() for call in found.get(wire.step, ()))
 
 

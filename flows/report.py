@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from flows import keys
-from flows.execute import Execution, Result, ids_of
+from flows.execute import Execution, ids_of
 from flows.graph import Graph, Wire
 from flows.plan import Call
+from flows.results import Result
 from flows.spec import dump
 from flows.store import Manifest, Ref
 from nodes.artifacts import File
