@@ -11,7 +11,8 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 
 from flows.graph import Bound, Graph, Lineage, Wire, order
-from flows.spec import REFERENCE, SIGNS, Spec, StepSpec, Value, shown
+from flows.reading import Value
+from flows.spec import REFERENCE, SIGNS, Spec, StepSpec, shown
 from nodes.artifacts import Artifact, Score, Text
 from nodes.base import Model, Node, Port, Source, outputs_of, with_model_sources
 from nodes.errors import ModelError, PipelineError, Problem, nearest

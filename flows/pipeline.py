@@ -15,8 +15,9 @@ from flows.check import bind
 from flows.execute import Execution, Result, Watcher
 from flows.graph import Graph
 from flows.plan import PlannedStep, Planner, make_plan
+from flows.reading import Value
 from flows.report import Writer, leave, markdown, new_run_folder
-from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, Value, dump, parse, read
+from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, dump, parse, read
 from flows.store import Ref, Store
 from nodes.artifacts import Artifact
 from nodes.base import Node, Output, Step, registered
