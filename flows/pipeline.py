@@ -245,12 +245,16 @@ def _read(execution: Execution, step: str, output: str) -> Iterator[Artifact]:
 
 def _collect(step: Step, found: dict[str, Step]) -> None:
     """All steps that a step rests on, and then itself."""
-    if found.get(step.name, step) is not step:
-        raise UserError(f'two steps are named "{step.name}"')
-    for wire in step.wires.values():
-        if found.get(wire.step.name) is not wire.step:
-            _collect(wire.step, found)
-    found[step.name] = step
+    path = [step]
+    while path:
+        last = path[-1]
+        if found.get(last.name, last) is not last:
+            raise UserError(f'two steps are named "{last.name}"')
+        missing = (wire.step for wire in last.wires.values() if found.get(wire.step.name) is not wire.step)
+        if above := next(missing, None):
+            path.append(above)
+        else:
+            found[last.name] = path.pop()
 
 
 def _wire(output: Output) -> str:

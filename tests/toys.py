@@ -137,3 +137,13 @@ class Grey(Source):
     def run(self, file: Path) -> Image:
         calls.append("Grey")
         return Image(np.array([[[int(number)] for number in line.split()] for line in file.read_text().splitlines()], np.uint8))
+
+
+class Echo(Node):
+    """A text after those that come."""
+
+    version: ClassVar[str] = "1"
+    text: str
+
+    def run(self, left: Text | None = None, right: Text | None = None) -> Text:
+        return Text((left.value if left else "")[-9:] + (right.value if right else "")[-9:] + self.text)
