@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_origin
 
 from pydantic import ValidationError
 
 from flows.graph import Bound, Graph, Lineage, Wire, order
-from flows.spec import REFERENCE, SIGNS, Spec, StepSpec, Value, shown
+from flows.reading import Value
+from flows.spec import REFERENCE, SIGNS, Spec, StepSpec, shown
 from nodes.artifacts import Artifact, Score, Text
 from nodes.base import Model, Node, Port, Source, outputs_of, with_model_sources
 from nodes.errors import ModelError, PipelineError, Problem, nearest
 from nodes.models import SETS, source_of
+
+HINTED_NAMES = 200_000
+"""Names compared in search of the nearest one for all of a pipeline's problems; after that they come without a hint."""
 
 
 @dataclass
@@ -34,18 +39,34 @@ class _Binder:
     def __init__(self, spec: Spec, classes: Mapping[str, type[Node]], given: Mapping[str, Value], models: Any) -> None:
         self.spec, self.classes, self.given = spec, classes, given
         self.problems: list[Problem] = []
+        self.compared = 0
+        self.givers: dict[type[Artifact], list[tuple[str, str]]] = {}
         self.values = {name: param.default for name, param in spec.params.items()}
         self.models = self._models(models)
 
     def fault(self, message: str, *path: str | int) -> None:
         self.problems.append(self.spec.problem(message, *path))
 
+    def nearest(self, name: str, known: Collection[str]) -> str:
+        """The nearest name known, as long as the time for it is linear in the size of the pipeline."""
+        self.compared += len(known)
+        return nearest(name, known) if self.compared <= HINTED_NAMES else ""
+
+    def giving(self, kind: type[Artifact], but: str) -> list[str]:
+        """Up to three wires that carry a type, from other steps than `but`."""
+        if kind not in self.givers:
+            self.givers[kind] = [
+                (name, str(Wire(name, output.name))) for name, step in self.spec.steps.items() if step.node in self.classes
+                for output in self.classes[step.node].outputs.values() if issubclass(output.type, kind)
+            ]
+        return list(islice((wire for name, wire in self.givers[kind] if name != but), 3))
+
     # --- what the caller gives ---
 
     def take_given(self) -> None:
         for name, value in self.given.items():
             if name not in self.spec.params:
-                self.problems.append(Problem(f'unknown param "{name}"{nearest(name, self.spec.params)}'))
+                self.problems.append(Problem(f'unknown param "{name}"{self.nearest(name, self.spec.params)}'))
                 continue
             param = self.spec.params[name]
             if message := param.fault(value):
@@ -58,7 +79,7 @@ class _Binder:
         if not isinstance(chosen, str):
             return chosen
         if chosen not in SETS:
-            message = f'unknown model set "{chosen}"{nearest(chosen, SETS)}'
+            message = f'unknown model set "{chosen}"{self.nearest(chosen, SETS)}'
             self.problems.append(Problem(message) if models is not None else self.spec.problem(message, "models"))
         return SETS.get(chosen, SETS["toybox"])
 
@@ -68,7 +89,7 @@ class _Binder:
         where = ("steps", name)
         cls = self.classes.get(step.node)
         if cls is None:
-            self.fault(f'step "{name}": unknown node "{step.node}"{nearest(step.node, self.classes)}', *where, "node")
+            self.fault(f'step "{name}": unknown node "{step.node}"{self.nearest(step.node, self.classes)}', *where, "node")
             return None
         draft = _Draft(step, cls)
         for key, value in step.keys.items():
@@ -77,7 +98,7 @@ class _Binder:
             elif key in cls.model_fields:
                 draft.values[key] = self._value(name, draft, key, value)
             else:
-                known = nearest(key, [*cls.ports, *cls.model_fields])
+                known = self.nearest(key, [*cls.ports, *cls.model_fields])
                 self.fault(f'step "{name}": {step.node} has no param or port "{key}"{known}', *where, key)
         return draft
 
@@ -92,7 +113,7 @@ class _Binder:
         step, _, output = value.partition(".")
         where = ("steps", name, key)
         if step not in self.spec.steps:
-            self.fault(f'step "{name}": port "{port}": unknown step "{step}"{nearest(step, self.spec.steps)}', *where)
+            self.fault(f'step "{name}": port "{port}": unknown step "{step}"{self.nearest(step, self.spec.steps)}', *where)
             return None
         cls = self.classes.get(self.spec.steps[step].node)
         if cls is None:
@@ -102,7 +123,7 @@ class _Binder:
             return None
         output = output or next(iter(cls.outputs))
         if output not in cls.outputs:
-            known = nearest(output, cls.outputs)
+            known = self.nearest(output, cls.outputs)
             self.fault(f'step "{name}": port "{port}": "{step}" has no output "{output}"{known}', *where)
             return None
         return Wire(step, output)
@@ -125,7 +146,7 @@ class _Binder:
                     draft.wires[f"${{{reference}}}"] = wire
                     draft.texts[key] = ""
             else:
-                known = nearest(reference, [*self.values, *self.spec.steps])
+                known = self.nearest(reference, [*self.values, *self.spec.steps])
                 self.fault(f'step "{name}": {key}: unknown ${{{reference}}}{known}', "steps", name, key, *deeper)
                 return value
         if (whole := REFERENCE.fullmatch(value)) and whole[1] in self.values:
@@ -163,14 +184,8 @@ class _Binder:
         return node.model_copy(update=update)
 
     def _missing(self, name: str, cls: type[Node], port: Port) -> None:
-        fitting = [
-            f"{port.name}: {step}" if len(other.outputs) == 1 else f"{port.name}: {step}.{output.name}"
-            for step, other in ((s, self.classes.get(spec.node)) for s, spec in self.spec.steps.items())
-            if other and step != name
-            for output in other.outputs.values()
-            if issubclass(output.type, port.type)
-        ]
-        write = f"; write {' or '.join(fitting[:3])}" if fitting else f"; no step gives {port.type.__name__}"
+        fitting = [f"{port.name}: {wire}" for wire in self.giving(port.type, name)]
+        write = f"; write {' or '.join(fitting)}" if fitting else f"; no step gives {port.type.__name__}"
         self.fault(f'step "{name}": {cls.__name__} needs its port "{port.name}" ({port}){write}', "steps", name)
 
     def _param_fault(self, name: str, draft: _Draft, fault: Any) -> None:
@@ -237,8 +252,7 @@ class _Binder:
                                "steps", name, key_in_file)
                     wrong = True
             elif not issubclass(found, port.type):
-                fitting = [s for s, d in drafts.items() if s != name and any(
-                    issubclass(o.type, port.type) for o in d.cls.outputs.values())]
+                fitting = self.giving(port.type, name)
                 hint = f"; {port.type.__name__} comes from: {', '.join(fitting)}" if fitting else ""
                 self.fault(f'step "{name}": port "{key}" of {draft.cls.__name__} takes {port.type.__name__}, '
                            f'and "{wire}" gives {found.__name__}{hint}', "steps", name, key)
@@ -263,10 +277,11 @@ class _Binder:
         for index, value in enumerate(self.spec.outputs):
             step, _, output = value.partition(".")
             if step not in self.spec.steps:
-                self.fault(f'outputs: unknown step "{step}"{nearest(step, self.spec.steps)}', "outputs", index)
+                self.fault(f'outputs: unknown step "{step}"{self.nearest(step, self.spec.steps)}', "outputs", index)
             elif cls := self.classes.get(self.spec.steps[step].node):
                 if output and output not in cls.outputs:
-                    self.fault(f'outputs: "{step}" has no output "{output}"{nearest(output, cls.outputs)}', "outputs", index)
+                    known = self.nearest(output, cls.outputs)
+                    self.fault(f'outputs: "{step}" has no output "{output}"{known}', "outputs", index)
                 else:
                     found += [Wire(step, name) for name in ([output] if output else cls.outputs)]
         return tuple(found)

@@ -15,9 +15,10 @@ from flows.check import bind
 from flows.execute import Execution
 from flows.graph import Graph
 from flows.plan import PlannedStep, Planner, make_plan
+from flows.reading import Value
 from flows.report import Writer, leave, markdown, new_run_folder
 from flows.results import Result, Watcher
-from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, Value, dump, parse, read
+from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, dump, parse, read
 from flows.store import Store
 from nodes.artifacts import Artifact
 from nodes.base import Node, Output, Step, registered
@@ -234,12 +235,16 @@ def _values(execution: Execution) -> dict[str, Callable[[], list[Artifact]]]:
 
 def _collect(step: Step, found: dict[str, Step]) -> None:
     """All steps that a step rests on, and then itself."""
-    if found.get(step.name, step) is not step:
-        raise UserError(f'two steps are named "{step.name}"')
-    for wire in step.wires.values():
-        if found.get(wire.step.name) is not wire.step:
-            _collect(wire.step, found)
-    found[step.name] = step
+    path = [step]
+    while path:
+        last = path[-1]
+        if found.get(last.name, last) is not last:
+            raise UserError(f'two steps are named "{last.name}"')
+        missing = (wire.step for wire in last.wires.values() if found.get(wire.step.name) is not wire.step)
+        if above := next(missing, None):
+            path.append(above)
+        else:
+            found[last.name] = path.pop()
 
 
 def _wire(output: Output) -> str:

@@ -206,3 +206,13 @@ class Slow(Node):
         calls.append("Slow")
         time.sleep(0.02)
         return image
+
+
+class Echo(Node):
+    """A text after those that come."""
+
+    version: ClassVar[str] = "1"
+    text: str
+
+    def run(self, left: Text | None = None, right: Text | None = None) -> Text:
+        return Text((left.value if left else "")[-9:] + (right.value if right else "")[-9:] + self.text)
