@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -97,7 +97,9 @@ class Writer:
         return file
 
 
-def summary(run: Path, result: Result, written: Mapping[str, Any], seconds: float, status: str) -> dict[str, Any]:
+def summary(
+    run: Path, result: Result, written: Mapping[str, Any], seconds: float, status: str, grids: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
     """The run as JSON: what `--json` prints and `report.json` holds."""
     return {
         "run": run.name,
@@ -107,6 +109,7 @@ def summary(run: Path, result: Result, written: Mapping[str, Any], seconds: floa
             name: {**asdict(step), "seconds": round(step.seconds, 3)} for name, step in result.steps.items()
         },
         "outputs": dict(written),
+        "grids": list(grids),
         "failures": [{"step": f.step, "id": f.id, "error": f.error} for f in result.failures],
         "stopped": result.stopped,
         "report": str(run / "report.md"),
@@ -118,9 +121,12 @@ def status_of(result: Result) -> str:
     return "stopped" if result.stopped else "failed" if result.failures else "done"
 
 
-def leave(graph: Graph, run: Path, result: Result, written: Mapping[str, Any], started: float) -> dict[str, Any]:
+def leave(
+    graph: Graph, run: Path, result: Result, written: Mapping[str, Any], started: float,
+    grids: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
     """Write the report, the pipeline as it ran, and full tracebacks of what was not the user's doing."""
-    found = summary(run, result, written, time.monotonic() - started, status_of(result))
+    found = summary(run, result, written, time.monotonic() - started, status_of(result), grids)
     for number, failure in enumerate(f for f in result.failures if f.traceback):
         folder = run / "errors"
         folder.mkdir(exist_ok=True)
@@ -144,6 +150,8 @@ def markdown(graph: Graph, found: Mapping[str, Any]) -> str:
         lines += [f"- {failure['step']} {failure['id']}: {failure['error']}" for failure in found["failures"]]
     if found["stopped"]:
         lines += ["", f"Stopped: {found['stopped']}"]
+    if found["grids"]:
+        lines += ["", "## Grids", ""] + [f"- {each['output']} {each['id']}: {each['path']}" for each in found["grids"]]
     lines += ["", "## Files", ""]
     for step, files in found["outputs"].items():
         lines += [f"- {step}: {len(files)}"] + [f"  - {file['path']}" for file in files[:20]]

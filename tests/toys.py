@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from nodes import Boxes, Image, Node, Score, Source, Text
+from nodes import Boxes, Image, Masks, Node, Score, Source, Text
 
 calls: list[str] = []
 """The name of each toy call, in order."""
@@ -117,6 +117,39 @@ class Add(Node):
 
     def run(self, image: Image) -> Image:
         return Image((image.pixels + self.amount).clip(0, 255).astype(np.uint8))
+
+
+class Paint(Node):
+    """A plain picture of 20×20 pixels."""
+
+    version: ClassVar[str] = "1"
+    red: int
+    green: int = 0
+    blue: int = 0
+
+    def run(self) -> Image:
+        return Image(np.full((20, 20, 3), (self.red, self.green, self.blue), np.uint8))
+
+
+class Bright(Node):
+    """One mask: all pixels brighter than `threshold`."""
+
+    version: ClassVar[str] = "1"
+    threshold: int
+
+    def run(self, image: Image) -> Masks:
+        inside = image.pixels.max(axis=2) > self.threshold
+        return Masks(inside[None] * np.uint8(255), ("bright",), np.ones(1))
+
+
+class Caption(Node):
+    """A picture with a text beside it, which is not drawn."""
+
+    version: ClassVar[str] = "1"
+    text: str
+
+    def run(self, image: Image) -> Image:
+        return image.with_info(caption=self.text)
 
 
 class Wrong(Node):
