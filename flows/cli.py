@@ -24,7 +24,9 @@ app.add_typer(server_app, name="server")
 File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A pipeline's YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Give a param a value.")]
 Sweep = Annotated[list[str] | None, typer.Option(
-    "--sweep", metavar="K=V1,V2", help="Run every combination of these values, and show the pictures on a grid.")]
+    "--sweep", metavar="K=V1,V2",
+    help="Run every combination of these values, and show the pictures on a grid; \"quote\" a value that holds a comma.",
+)]
 Models = Annotated[str | None, typer.Option(help="Use this model set.")]
 StoreAt = Annotated[Path, typer.Option("--store", help="The store's folder.")]
 Allow = Annotated[list[Path] | None, typer.Option(help="A further folder that the pipeline's own paths may lead to.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -115,14 +116,13 @@ def order(edges: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
         cycle = error.args[1][1:]
         first = min(range(len(cycle)), key=lambda index: list(edges).index(cycle[index]))
         return [], [*cycle[first:], *cycle[: first + 1]]
-    given, found = {name: index for index, name in enumerate(edges)}, []
-    ready = list(sorter.get_ready())
+    names, given, found = list(edges), {name: index for index, name in enumerate(edges)}, []
+    ready = sorted(given[name] for name in sorter.get_ready())
     while ready:
-        ready.sort(key=given.__getitem__, reverse=True)
-        name = ready.pop()
-        found.append(name)
-        sorter.done(name)
-        ready += sorter.get_ready()
+        found.append(names[heapq.heappop(ready)])
+        sorter.done(found[-1])
+        for name in sorter.get_ready():
+            heapq.heappush(ready, given[name])
     return found, []
 
 

@@ -6,7 +6,8 @@ import heapq
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby, product, starmap
+from functools import partial
+from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
 from typing import TypeAlias
@@ -76,12 +77,14 @@ class _Output:
         themselves are swept, its position is its id."""
         side = cell_side(len(self.columns), len(self.rows) * math.prod(map(len, self.others)))
 
-        def one(point: Point, copy: str) -> Iterator[_Cell]:
-            for position, id_, value in read(copy, self.wire.output):
-                assert isinstance(value, Image | Masks)
-                yield position, id_, point, thumbnail(value, side)
+        def small(point: Point, found: tuple[Position, str, Artifact]) -> _Cell:
+            position, id_, value = found
+            assert isinstance(value, Image | Masks)
+            return position, id_, point, thumbnail(value, side)
 
-        for position, group in groupby(heapq.merge(*starmap(one, self.copies.items()), key=itemgetter(0)), itemgetter(0)):
+        # `map`, since a generator of ours would hold on to its last full picture, for each combination.
+        streams = (map(partial(small, point), read(copy, self.wire.output)) for point, copy in self.copies.items())
+        for position, group in groupby(heapq.merge(*streams, key=itemgetter(0)), itemgetter(0)):
             cells = list(group)
             ids = {id_ for _, id_, _, _ in cells}
             yield ids.pop() if len(ids) == 1 else "/".join(map(str, position)), {point: cell for _, _, point, cell in cells}
