@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from nodes import Boxes, File, Image, Node, Score, Sink, Source, Text
+from nodes import Boxes, File, Image, Masks, Node, Score, Sink, Source, Text
 from nodes.errors import OutOfMemory
 
 calls: list[str] = []
@@ -121,6 +121,39 @@ class Add(Node):
         return Image((image.pixels + self.amount).clip(0, 255).astype(np.uint8))
 
 
+class Paint(Node):
+    """A plain picture of 20×20 pixels."""
+
+    version: ClassVar[str] = "1"
+    red: int
+    green: int = 0
+    blue: int = 0
+
+    def run(self) -> Image:
+        return Image(np.full((20, 20, 3), (self.red, self.green, self.blue), np.uint8))
+
+
+class Bright(Node):
+    """One mask: all pixels brighter than `threshold`."""
+
+    version: ClassVar[str] = "1"
+    threshold: int
+
+    def run(self, image: Image) -> Masks:
+        inside = image.pixels.max(axis=2) > self.threshold
+        return Masks(inside[None] * np.uint8(255), ("bright",), np.ones(1))
+
+
+class Caption(Node):
+    """A picture with a text beside it, which is not drawn."""
+
+    version: ClassVar[str] = "1"
+    text: str
+
+    def run(self, image: Image) -> Image:
+        return image.with_info(caption=self.text)
+
+
 class Wrong(Node):
     """Returns what it does not declare."""
 
@@ -183,7 +216,7 @@ class Hungry(Node):
         return image
 
 
-class Caption(Node):
+class Describe(Node):
     """The words and the picture's first pixel, several at once whose words may differ."""
 
     version: ClassVar[str] = "1"
@@ -193,7 +226,7 @@ class Caption(Node):
         return self.run_batch([image], [self.words])[0]
 
     def run_batch(self, image: list[Image], words: list[str]) -> list[Text]:
-        calls.append(f"Caption×{len(image)}")
+        calls.append(f"Describe×{len(image)}")
         return [Text(f"{text}: {each.pixels[0, 0, 0]}") for each, text in zip(image, words, strict=True)]
 
 

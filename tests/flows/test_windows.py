@@ -35,7 +35,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def pixels(execution: Execution, step: str) -> list[int]:
-    return [int(value.pixels[0, 0, 0]) for _, value in execution.values(step, "output") if isinstance(value, Image)]
+    return [int(value.pixels[0, 0, 0]) for _, _, value in execution.values(step, "output") if isinstance(value, Image)]
 
 
 def test_all_windows_give_all_pictures_in_order_and_written(many: Path, store: Store, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ outputs: [negative]
     execution.run()
     assert states(execution) == {"photo": "20 ran", "negative": "20 ran", "file": "20 ran", "count": "1 ran"}
     assert pixels(execution, "negative") == [255 - n for n in range(20)]
-    assert [value.value for _, value in execution.values("count", "output")] == [20]  # type: ignore[attr-defined]
+    assert [value.value for _, _, value in execution.values("count", "output")] == [20]  # type: ignore[attr-defined]
     assert [each["id"] for each in writer.written["negative"]] == [f"n{n:02}" for n in range(20)]
     files = [Path(each["path"]) for each in writer.written["file"]]
     assert [file.name for file in files] == [f"n{n:02}-negative.raw" for n in range(20)]
@@ -187,12 +187,12 @@ name: x
 steps:
   photo: {{node: Grey, path: "{many}/n0[0-5].txt"}}
   measure: {{node: Measure, image: photo}}
-  said: {{node: Caption, image: photo, words: "it is ${{measure.words}}"}}
+  said: {{node: Describe, image: photo, words: "it is ${{measure.words}}"}}
 """, batch=3)
-    assert [value.value for _, value in ran.values("said", "output") if isinstance(value, Text)] == [
+    assert [value.value for _, _, value in ran.values("said", "output") if isinstance(value, Text)] == [
         f"it is mean {n}: {n}" for n in range(6)
     ]
-    assert [call for call in toys.calls if call.startswith("Caption")] == ["Caption×3", "Caption×3"]
+    assert [call for call in toys.calls if call.startswith("Describe")] == ["Describe×3", "Describe×3"]
 
 
 # --- several at one store ---
