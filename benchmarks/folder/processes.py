@@ -61,12 +61,8 @@ def server() -> Iterator[tuple[Environment, float]]:
 
 def photoloom(pipeline: Path, *words: object, batch: object = 8, window: object = 64) -> Command:
     """The command `photoloom run … --json`."""
-    return [sys.executable, "-m", "flows", "run", str(pipeline), *map(str, words), *sizes(batch, window), "--json"]
-
-
-def sizes(batch: object, window: object) -> Command:
-    # TRIAL: for a tree whose command does not have these options yet; goes when it has.
-    return [] if os.environ.get("WITHOUT_SIZES") else ["--batch", str(batch), "--window", str(window)]
+    return [sys.executable, "-m", "flows", "run", str(pipeline), *map(str, words), "--batch", str(batch),
+            "--window", str(window), "--json"]
 
 
 def script(name: str, *words: object) -> Command:
