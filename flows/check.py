@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from flows.graph import Bound, Graph, Lineage, Wire, order
 from flows.reading import Value
-from flows.spec import REFERENCE, SIGNS, Spec, StepSpec, shown
+from flows.spec import REFERENCE, SIGNS, Models, Spec, StepSpec, shown
 from nodes.artifacts import Artifact, Score, Text
 from nodes.base import Model, Node, Port, Source, outputs_of, with_model_sources
 from nodes.errors import ModelError, PipelineError, Problem, nearest
-from nodes.models import SETS, source_of
+from nodes.models import SETS, filled
 
 HINTED_NAMES = 200_000
 """Names compared in search of the nearest one for all of a pipeline's problems; after that they come without a hint."""
@@ -36,7 +36,9 @@ class _Draft:
 
 
 class _Binder:
-    def __init__(self, spec: Spec, classes: Mapping[str, type[Node]], given: Mapping[str, Value], models: Any) -> None:
+    def __init__(
+        self, spec: Spec, classes: Mapping[str, type[Node]], given: Mapping[str, Value], models: Models | None
+    ) -> None:
         self.spec, self.classes, self.given = spec, classes, given
         self.problems: list[Problem] = []
         self.compared = 0
@@ -74,14 +76,22 @@ class _Binder:
             else:
                 self.values[name] = value
 
-    def _models(self, models: str | Mapping[str, str] | None) -> Mapping[str, str]:
+    def _models(self, models: Models | None) -> Mapping[str, str | Mapping[str, Value]]:
         chosen = self.spec.models if models is None else models
         if not isinstance(chosen, str):
-            return chosen
+            return {role: self._model(role, model) for role, model in chosen.items()}
         if chosen not in SETS:
             message = f'unknown model set "{chosen}"{self.nearest(chosen, SETS)}'
             self.problems.append(Problem(message) if models is not None else self.spec.problem(message, "models"))
         return SETS.get(chosen, SETS["toybox"])
+
+    def _model(self, role: str, model: str | Mapping[str, Value]) -> str | Mapping[str, Value]:
+        try:
+            filled(Model(role=role), {role: model})
+        except ModelError as error:
+            self.fault(str(error), "models", role)
+            return ""
+        return model
 
     # --- one step ---
 
@@ -178,7 +188,7 @@ class _Binder:
         for key in draft.cls.model_fields:
             if isinstance(model := getattr(node, key), Model):
                 try:
-                    update[key] = Model(role=model.role, source=source_of(model, self.models))
+                    update[key] = filled(model, self.models)
                 except ModelError as error:
                     self.fault(f'step "{name}": {error}', "steps", name, key)
         return node.model_copy(update=update)
@@ -309,7 +319,7 @@ def bind(
     spec: Spec,
     classes: Mapping[str, type[Node]],
     values: Mapping[str, Value] | None = None,
-    models: str | Mapping[str, str] | None = None,
+    models: Models | None = None,
     allow: tuple[Path, ...] = (),
 ) -> Graph:
     """Check a pipeline and bind it: `values` for its params, `models` in place of its own set.

@@ -9,6 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
 from pathlib import Path
 
+from flows.reading import Value
 from flows.spec import Spec
 from nodes.artifacts import Artifact
 from nodes.base import Node, Port, Source
@@ -66,7 +67,7 @@ class Graph:
     spec: Spec
     steps: Mapping[str, Bound]
     outputs: tuple[Wire, ...]
-    models: Mapping[str, str]
+    models: Mapping[str, str | Mapping[str, Value]]
     roots: tuple[Path, ...] | None = None
     """The folders that sources named by the file itself must lie under."""
 

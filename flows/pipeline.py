@@ -19,11 +19,11 @@ from flows.plan import PlannedStep, Planner, make_plan
 from flows.reading import Value
 from flows.report import Writer, leave, markdown, new_run_folder
 from flows.results import Result, Watcher
-from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, dump, parse, read
+from flows.spec import PIPELINE_NAME, Models, Param, Spec, StepSpec, dump, parse, read
 from flows.store import Store
 from flows.sweep import Sweep, swept, values_of
 from nodes.artifacts import Artifact
-from nodes.base import Node, Output, Step, registered
+from nodes.base import Model, Node, Output, Step, registered
 from nodes.errors import PipelineError, Problem, UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Pipeline:
         self,
         name: str,
         outputs: Sequence[Step | Output],
-        models: str | Mapping[str, str] = "toybox",
+        models: Models = "toybox",
         description: str = "",
     ) -> None:
         steps: dict[str, Step] = {}
@@ -116,7 +116,7 @@ class Pipeline:
         return hash(self.to_yaml())
 
     def graph(
-        self, params: Mapping[str, Value] | None = None, models: str | Mapping[str, str] | None = None,
+        self, params: Mapping[str, Value] | None = None, models: Models | None = None,
         allow: Sequence[Path] = (),
     ) -> Graph:
         """The checked graph with params bound.
@@ -127,7 +127,7 @@ class Pipeline:
         return bind(self.spec, known_nodes(), params, models, tuple(allow))
 
     def _swept(
-        self, params: Mapping[str, Value] | None, models: str | Mapping[str, str] | None, allow: Sequence[Path],
+        self, params: Mapping[str, Value] | None, models: Models | None, allow: Sequence[Path],
         sweep: Mapping[str, Iterable[Value]] | None,
     ) -> tuple[Graph, Sweep]:
         """The graph with the steps that a sweep reaches copied, and what became of each."""
@@ -140,7 +140,7 @@ class Pipeline:
 
     def plan(
         self, params: Mapping[str, Value] | None = None, *, sweep: Mapping[str, Iterable[Value]] | None = None,
-        models: str | Mapping[str, str] | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
+        models: Models | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (),
     ) -> list[PlannedStep]:
         """What a run would do, and why, without doing it."""
@@ -150,7 +150,7 @@ class Pipeline:
 
     def run(
         self, params: Mapping[str, Value] | None = None, *, sweep: Mapping[str, Iterable[Value]] | None = None,
-        models: str | Mapping[str, str] | None = None,
+        models: Models | None = None,
         store: str | Path = DEFAULT_STORE, out: str | Path = DEFAULT_OUT, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, metadata: bool = True,
         watcher: Watcher | None = None, say: Callable[[str], None] | None = None,
@@ -183,7 +183,7 @@ class Pipeline:
 
     def _execution(
         self, params: Mapping[str, Value] | None, sweep: Mapping[str, Iterable[Value]] | None = None,
-        models: str | Mapping[str, str] | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
+        models: Models | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, watcher: Watcher | None = None,
         window: int | None = None, batch: int | None = None,
     ) -> tuple[Execution, Sweep]:
@@ -279,9 +279,10 @@ def _wire(output: Output) -> str:
 def _keys(step: Step) -> dict[str, Value]:
     wires = {port: _wire(output) for port, output in step.wires.items()}
     values: dict[str, Value] = json.loads(step.node.model_dump_json(exclude_unset=True))
-    for name, value in values.items():
-        if isinstance(value, dict) and set(value) == {"role", "source"}:
-            values[name] = value["source"]
+    for name in values:
+        if isinstance(getattr(step.node, name), Model):
+            options = {key: value for key, value in values[name].items() if key != "role"}
+            values[name] = options["source"] if set(options) == {"source"} else options
     return wires | values
 
 

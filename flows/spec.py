@@ -26,6 +26,10 @@ PARAM_TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
+Models = str | Mapping[str, str | Mapping[str, Value]]
+"""A set's name, or for each role a model: its source, or a mapping of its source and options."""
+
+
 @dataclass(frozen=True)
 class Param:
     """One param of a pipeline: its default, and in the long form its type, bounds, choices and help."""
@@ -68,7 +72,7 @@ class Spec:
 
     name: str
     description: str = ""
-    models: str | Mapping[str, str] = "toybox"
+    models: Models = "toybox"
     params: Mapping[str, Param] = field(default_factory=dict)
     steps: Mapping[str, StepSpec] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
@@ -172,9 +176,13 @@ def _spec(tree: dict[str, Value], reader: Reader) -> Spec:
     if not isinstance(description, str):
         fault(f"description: expected text, got {shown(description)}", "description")
     models = tree.get("models", "toybox")
-    if not isinstance(models, str) and not (isinstance(models, dict) and all(isinstance(m, str) for m in models.values())):
+    if not isinstance(models, str | dict):
         fault(f"models: expected a set's name or a mapping role: model, got {shown(models)}", "models")
         models = "toybox"
+    for role, model in models.items() if isinstance(models, dict) else ():
+        if not isinstance(model.get("source") if isinstance(model, dict) else model, str):
+            expected = "expected a model, or a mapping with source: and options"
+            fault(f"models: {role}: {expected}, got {shown(model)}", "models", role)
     if not (isinstance(outputs, list) and all(isinstance(o, str) for o in outputs)):
         fault(f"outputs: expected a list of steps, got {shown(outputs)}", "outputs")
         outputs = []
