@@ -125,3 +125,16 @@ def test_the_work_grows_with_the_number_of_steps(
     work(10)  # what is made once for all is made now
     few, many = work(250), work(1_000)
     assert many < 4.4 * few, (few, many)
+
+
+def test_a_message_lists_twenty_names_and_hints_end_where_they_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.check.HINTED_NAMES", 120)
+    yaml = text("fan", 50)
+    for index, wrong in ((10, "zz"), (20, "s_1"), (30, "s_2")):
+        yaml = yaml.replace(f"n{index}}}", f"n{index}, left: {wrong}}}")
+    with pytest.raises(PipelineError) as caught:
+        Pipeline.from_yaml(yaml)
+    first, second, third = str(caught.value).splitlines()
+    assert first.endswith('unknown step "zz"; known: ' + ", ".join(sorted(f"s{n}" for n in range(50))[:20]) + " and 30 more")
+    assert second.endswith('unknown step "s_1"; did you mean "s1"?')
+    assert third.endswith('unknown step "s_2"')
