@@ -10,6 +10,7 @@ from typing import Any, get_origin
 
 from pydantic import ValidationError
 
+from flows import sources
 from flows.graph import Bound, Graph, Lineage, Wire, order
 from flows.spec import REFERENCE, SIGNS, Spec, StepSpec, Value, shown
 from nodes.artifacts import Artifact, Score, Text
@@ -140,6 +141,8 @@ class _Binder:
         for port in draft.cls.ports.values():
             if port.name not in draft.spec.keys and not port.optional:
                 self._missing(name, draft.cls, port)
+        if issubclass(draft.cls, Source):
+            self._source_params(name, draft)
         values = {key: _for_field(draft.cls, key, value) for key, value in draft.values.items()}
         # A number that a step gives comes when the pipeline runs, and is validated then.
         later = {key for key in draft.texts if draft.cls.model_fields[key].annotation is not str}
@@ -161,6 +164,24 @@ class _Binder:
                 except ModelError as error:
                     self.fault(f'step "{name}": {error}', "steps", name, key)
         return node.model_copy(update=update)
+
+    def _source_params(self, name: str, draft: _Draft) -> None:
+        """A source's files are known before anything runs, and a template's words are known ones."""
+        for key in draft.texts:
+            given = ", ".join(f"${{{found}}}" for found in REFERENCE.findall(draft.texts[key]))
+            self.fault(f'step "{name}": {key}: {given} comes of a step, and a source\'s params must be known before anything '
+                       "runs", "steps", name, key)
+        path, where = draft.values.get("path"), ("steps", name, "path")
+        if not isinstance(path, str) or not draft.cls.ports:
+            return
+        if not set(draft.cls.ports) & set(draft.spec.keys):
+            if places := sources.places_in(path):
+                port = next(iter(draft.cls.ports))
+                self.fault(f'step "{name}": path: {{{places[0]}}} is that of a picture, and none is wired'
+                           f"{self._such_as(port)}", *where)
+            return
+        for word in sources.mistyped(path):
+            self.fault(f'step "{name}": path: unknown {{{word}}}{nearest(word, sources.PLACES)}', *where)
 
     def _missing(self, name: str, cls: type[Node], port: Port) -> None:
         fitting = [
@@ -207,7 +228,8 @@ class _Binder:
             if lineage is None:
                 continue
             cls = drafts[name].cls
-            many = issubclass(cls, Source) or any(port.many for port in cls.outputs.values())
+            opens = issubclass(cls, Source) and not drafts[name].wires
+            many = opens or any(port.many for port in cls.outputs.values())
             gives[name] = (*lineage, name) if many else lineage
             if name in nodes:
                 draft = drafts[name]
@@ -256,7 +278,19 @@ class _Binder:
                 self.fault(f'step "{name}": "{key}" comes from a different list than "{longest_port}": '
                            f"{' / '.join(lineage)}, not {' / '.join(longest)}", "steps", name, key_in_file)
                 wrong = True
+        if issubclass(draft.cls, Source) and draft.wires and not (longest and issubclass(drafts[longest[0]].cls, Source)):
+            self.fault(f'step "{name}": "{longest_port}" must rest on files, and "{draft.wires[longest_port]}" rests on none'
+                       f"{self._such_as(longest_port)}", "steps", name, longest_port)
+            wrong = True
         return None if wrong else longest
+
+    def _such_as(self, port: str) -> str:
+        """`; write like: photo`: the first source that has a list of files of its own."""
+        for step, spec in self.spec.steps.items():
+            cls = self.classes.get(spec.node)
+            if cls and issubclass(cls, Source) and not set(cls.ports) & set(spec.keys):
+                return f"; write {port}: {step}"
+        return ""
 
     def outputs(self) -> tuple[Wire, ...]:
         found = []

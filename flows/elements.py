@@ -94,15 +94,14 @@ class Elements:
         found = self._values.get(wire.step, {}).get(position[: len(source.gives)])
         return found[wire.output] if found else self._hole(source, position)
 
-    def listed(self, wire: Wire, position: Position) -> tuple[list[Ref], list[Hole]]:
-        """What a wire carries to a join at `position`: the values that are there, and the holes between them."""
+    def listed(self, wire: Wire, position: Position) -> list[Ref | Hole]:
+        """What a wire carries to a join at `position`, in order; one hole where not even the list is there."""
         source = self.graph.steps[wire.step]
         above = position[: len(source.gives) - 1]
         count = self.count(source.gives, above)
         if count is None:
-            return [], [self._hole(source, above)]
-        found = [self.value(wire, (*above, index)) for index in range(count)]
-        return [f for f in found if isinstance(f, Ref)], [f for f in found if isinstance(f, Hole)]
+            return [self._hole(source, above)]
+        return [self.value(wire, (*above, index)) for index in range(count)]
 
     def _hole(self, source: Bound, position: Position) -> Hole:
         why = self._gaps.get(source.name, {}).get(position[: len(source.over)])

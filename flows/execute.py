@@ -251,7 +251,7 @@ class Execution:
         if step.texts:
             node = rendered(step, {name: inputs.pop(name) for name in list(inputs) if name not in node.ports})
         if isinstance(node, Source):
-            inputs["file"] = self.planner.files[step.name][call.position[0]]
+            inputs["file"] = self.planner.file_of(step, call.position)
         return _outputs(node, type(node).run(node, **inputs))
 
     def _inputs(self, call: Call) -> dict[str, Any]:

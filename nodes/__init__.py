@@ -12,6 +12,8 @@ from nodes.embed import Embed
 from nodes.generate import Generate, Generated
 from nodes.inpaint import Inpaint
 from nodes.load import Load
+from nodes.load_mask import LoadMask
+from nodes.load_text import LoadText
 from nodes.nearest import Matches, Nearest
 from nodes.refine import Refine
 from nodes.save import Save
@@ -19,6 +21,6 @@ from nodes.segment import Segment
 
 __all__ = [
     "Artifact", "Boxes", "ContactSheet", "Crop", "Detect", "Embed", "Embedding", "File", "Generate", "Generated",
-    "Image", "Inpaint", "Latents", "Load", "Masks", "Matches", "Model", "Nearest", "Node", "Output", "Refine", "Save",
-    "Score", "Segment", "Sink", "Source", "Step", "Text",
+    "Image", "Inpaint", "Latents", "Load", "LoadMask", "LoadText", "Masks", "Matches", "Model", "Nearest", "Node", "Output",
+    "Refine", "Save", "Score", "Segment", "Sink", "Source", "Step", "Text",
 ]

@@ -115,6 +115,10 @@ class Source(Node):
 
     `run` takes the file and gives one artifact. `path` may hold `*`, `**` and `?`; a folder means all the files in it
     whose suffix is one of `suffixes`. It enters no cache key: the contents do.
+
+    A port of a source says only whose files: its value is never read and enters no cache key. Where one is wired,
+    there is one file for each of its elements, named by `path` with the `{folder}`, `{name}` and `{stem}` of the
+    picture's file and the element's `{id}`.
     """
 
     path: str
