@@ -30,6 +30,10 @@ class _Draft:
     values: dict[str, Value] = field(default_factory=dict)
     trusted: set[str] = field(default_factory=set)
 
+    def key_of(self, wire: str) -> str:
+        """The key in the file that a wire comes from: its port, or the param whose text it stands in."""
+        return wire if wire in self.cls.ports else next(key for key, text in self.texts.items() if wire in text)
+
 
 class _Binder:
     def __init__(self, spec: Spec, classes: Mapping[str, type[Node]], given: Mapping[str, Value], models: Any) -> None:
@@ -244,45 +248,64 @@ class _Binder:
         self, name: str, draft: _Draft, drafts: Mapping[str, _Draft], gives: Mapping[str, Lineage]
     ) -> Lineage | None:
         """The lists that a step runs over, after checking the type and the depth of each of its wires."""
+        if any(wire.step not in gives for wire in draft.wires.values()):
+            return None
+        before = len(self.problems)
         longest: Lineage = ()
         longest_port = ""
-        wrong = False
         for key, wire in draft.wires.items():
-            if wire.step not in gives:
-                return None
-            found = drafts[wire.step].cls.outputs[wire.output].type
-            port, key_in_file = draft.cls.ports.get(key), key
-            if port is None:
-                key_in_file = next(k for k in draft.texts if key in draft.texts[k])
-                if not issubclass(found, Text | Score):
-                    self.fault(f'step "{name}": {key_in_file}: {key} must give Text or Score, and gives {found.__name__}',
-                               "steps", name, key_in_file)
-                    wrong = True
-            elif not issubclass(found, port.type):
-                fitting = [s for s, d in drafts.items() if s != name and any(
-                    issubclass(o.type, port.type) for o in d.cls.outputs.values())]
-                hint = f"; {port.type.__name__} comes from: {', '.join(fitting)}" if fitting else ""
-                self.fault(f'step "{name}": port "{key}" of {draft.cls.__name__} takes {port.type.__name__}, '
-                           f'and "{wire}" gives {found.__name__}{hint}', "steps", name, key)
-                wrong = True
-            lineage = gives[wire.step]
-            if port and port.many:
+            self._carries(name, draft, key, drafts)
+            lineage, words = gives[wire.step], _as_path(gives[wire.step])
+            if (port := draft.cls.ports.get(key)) and port.many:
                 if not lineage:
-                    self.fault(f'step "{name}": port "{key}" takes a list ({port}), and "{wire}" gives a single '
-                               f"{found.__name__}", "steps", name, key)
-                    wrong = True
+                    found = drafts[wire.step].cls.outputs[wire.output].type.__name__
+                    self.fault(f'step "{name}": port "{key}" takes a list ({port}), and "{wire}" gives a single {found}',
+                               "steps", name, key)
                 lineage = lineage[:-1]
+                words = f"{words} is a list for each {_as_path(lineage)}" if lineage else words
             if lineage[: len(longest)] == longest:
                 longest, longest_port = lineage, key
             elif longest[: len(lineage)] != lineage:
-                self.fault(f'step "{name}": "{key}" comes from a different list than "{longest_port}": '
-                           f"{' / '.join(lineage)}, not {' / '.join(longest)}", "steps", name, key_in_file)
-                wrong = True
-        if issubclass(draft.cls, Source) and draft.wires and not (longest and issubclass(drafts[longest[0]].cls, Source)):
-            self.fault(f'step "{name}": "{longest_port}" must rest on files, and "{draft.wires[longest_port]}" rests on none'
-                       f"{self._such_as(longest_port)}", "steps", name, longest_port)
-            wrong = True
-        return None if wrong else longest
+                self.fault(f'step "{name}": "{key}" comes from a different list than "{longest_port}": {words}, '
+                           f"not {_as_path(longest)}", "steps", name, draft.key_of(key))
+        if len(self.problems) == before:
+            self._aligned(name, draft, gives)
+            self._rests_on_files(name, draft, drafts, longest, longest_port)
+        return longest if len(self.problems) == before else None
+
+    def _carries(self, name: str, draft: _Draft, key: str, drafts: Mapping[str, _Draft]) -> None:
+        """Check the type of what a wire carries to a port or into a text."""
+        wire = draft.wires[key]
+        found = drafts[wire.step].cls.outputs[wire.output].type
+        port = draft.cls.ports.get(key)
+        if port is None:
+            if not issubclass(found, Text | Score):
+                param = draft.key_of(key)
+                self.fault(f'step "{name}": {param}: {key} must give Text or Score, and gives {found.__name__}',
+                           "steps", name, param)
+        elif not issubclass(found, port.type):
+            fitting = [s for s, d in drafts.items() if s != name and any(
+                issubclass(o.type, port.type) for o in d.cls.outputs.values())]
+            hint = f"; {port.type.__name__} comes from: {', '.join(fitting)}" if fitting else ""
+            self.fault(f'step "{name}": port "{key}" of {draft.cls.__name__} takes {port.type.__name__}, '
+                       f'and "{wire}" gives {found.__name__}{hint}', "steps", name, key)
+
+    def _aligned(self, name: str, draft: _Draft, gives: Mapping[str, Lineage]) -> None:
+        """Check that the lists of a node that goes through them side by side are one list."""
+        many = [key for key in draft.wires if draft.cls.aligned and key in draft.cls.ports and draft.cls.ports[key].many]
+        for key in many[1:]:
+            lineage, first = (gives[draft.wires[each].step] for each in (key, many[0]))
+            if lineage != first:
+                self.fault(f'step "{name}": "{key}" must be of the same list as "{many[0]}": {_as_path(lineage)}, '
+                           f"not {_as_path(first)}", "steps", name, key)
+
+    def _rests_on_files(
+        self, name: str, draft: _Draft, drafts: Mapping[str, _Draft], lineage: Lineage, port: str
+    ) -> None:
+        """Check that a source that reads what lies beside others' files has such files."""
+        if issubclass(draft.cls, Source) and port and not (lineage and issubclass(drafts[lineage[0]].cls, Source)):
+            self.fault(f'step "{name}": "{port}" must rest on files, and "{draft.wires[port]}" rests on none'
+                       f"{self._such_as(port)}", "steps", name, port)
 
     def _such_as(self, port: str) -> str:
         """`; write like: photo`: the first source that has a list of files of its own."""
@@ -309,6 +332,10 @@ class _Binder:
 def _inside(value: Value) -> str:
     """A param's value inside a text: as YAML would write it."""
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
+def _as_path(lineage: Lineage) -> str:
+    return " / ".join(lineage)
 
 
 def _plain(value: Any) -> Any:

@@ -66,6 +66,8 @@ class Node(BaseModel):
     outputs: ClassVar[Mapping[str, Port]] = {}
     tolerates_missing: ClassVar[bool] = False
     """Whether a `list` port may come without the elements that failed."""
+    aligned: ClassVar[bool] = False
+    """Whether what stands at one place of its `list` ports belongs together: they then must be wired to one list."""
 
     run: ClassVar[Callable[..., Any]]
 
