@@ -91,7 +91,7 @@ steps:
   photo: {{node: Grey, path: "{photos}"}}
   spot: {{node: BrightSpot, image: photo, threshold: 254}}
   cuts: {{node: Crop, image: photo, boxes: spot}}
-  negative: {{node: Invert, image: cuts}}
+  negative: {{node: Invert, image: cuts.images}}
 """)
     assert states(ran) == {"photo": "3 ran", "spot": "3 ran", "cuts": "3 ran", "negative": ""}
     assert ran.result.failures == []
