@@ -25,7 +25,8 @@ class Crop(Node):
 
     `padding` widens the box on each side by that share of its own width and height; `square` then widens the shorter
     side to the longer one, moved inside the picture where it would leave it. What still reaches beyond the picture is
-    cut off.
+    cut off. `size` scales each crop (Lanczos) until its longer side has that many pixels, so that a model sees small
+    objects at the size it was made for; the place stays that in the picture.
 
     Raises:
         InputError: a box lies outside the picture.
@@ -34,6 +35,7 @@ class Crop(Node):
     version: ClassVar[str] = "2"
     padding: Annotated[float, Field(ge=0, le=10)] = 0.0
     square: bool = False
+    size: Annotated[int, Field(ge=1, le=8192)] | None = None
 
     def run(self, image: Image, boxes: Boxes) -> Crops:
         crops = Crops([], [])
@@ -52,10 +54,19 @@ class Crop(Node):
                 side = max(right - left, bottom - top)
                 left, right = _widened(left, right, side, image.width)
                 top, bottom = _widened(top, bottom, side, image.height)
-            crops.images.append(Image(image.pixels[top:bottom, left:right]))
+            crops.images.append(self._scaled(Image(image.pixels[top:bottom, left:right])))
             place = np.array([[left, top, right, bottom]], np.float32)
             crops.places.append(Boxes(place, (label,), np.array([score], np.float32)))
         return crops
+
+    def _scaled(self, crop: Image) -> Image:
+        from PIL import Image as pil
+
+        longer = max(crop.width, crop.height)
+        if self.size in (None, longer):
+            return crop
+        width, height = (max(1, round(side * self.size / longer)) for side in (crop.width, crop.height))
+        return Image.from_pil(crop.pil.resize((width, height), pil.Resampling.LANCZOS))
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:

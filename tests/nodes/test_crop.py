@@ -52,6 +52,18 @@ def test_a_box_without_area_gives_one_pixel() -> None:
     assert np.array_equal(crop.pixels, PICTURE.pixels[19:20, 29:30])
 
 
+def test_size_scales_the_crop_and_not_its_place() -> None:
+    wide = Image(np.repeat(np.array([[0, 0, 90, 90]], np.uint8), 2, axis=0)[..., None])
+    for box, shape in (((0, 0, 4, 2), (32, 64, 1)), ((0, 0, 1, 2), (64, 32, 1)), ((0, 0, 2, 2), (64, 64, 1))):
+        [crop], [place] = Crop(size=64).run(wide, boxes(box))
+        assert crop.pixels.shape == shape
+        assert place.xyxy.tolist() == [list(box)]
+    [crop], _ = Crop(size=64).run(wide, boxes((0, 0, 4, 2)))
+    assert crop.pixels[:, :16].mean() < 5 and crop.pixels[:, 48:].mean() > 85
+    [same], _ = Crop(size=7).run(PICTURE, boxes((3, 4, 10, 9)))
+    assert np.array_equal(same.pixels, PICTURE.pixels[4:9, 3:10])
+
+
 def test_no_box_gives_no_crop() -> None:
     assert Crop().run(PICTURE, Boxes(np.zeros((0, 4), np.float32), (), np.zeros(0, np.float32))) == ([], [])
 
