@@ -78,6 +78,15 @@ def _values(pipeline: Any, given: list[str] | None) -> dict[str, Any]:
     return found
 
 
+def _size(option: str, text: str) -> int | None:
+    """A number of elements, or None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or not int(text):
+        raise UserError(f"{option} {text}: expected auto or a number from 1 on")
+    return int(text)
+
+
 @app.command()
 def run(
     pipeline: File, set_: Set = None, models: Models = None, store: StoreAt = STORE,
@@ -85,6 +94,8 @@ def run(
     allow: Allow = None, own: Own = None, only: Only = None, force: Force = None,
     max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more elements than this have failed.")] = None,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Do not write into pictures how they were made.")] = False,
+    window: Annotated[str, typer.Option(help="Elements that go through the steps together: auto, or a number.")] = "auto",
+    batch: Annotated[str, typer.Option(help="Elements that go through a model at once: auto, or a number.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Run a pipeline: what the store has is taken from it, the rest is made."""
@@ -95,6 +106,7 @@ def run(
         result = found.run(
             _values(found, set_), models=models, store=store, out=out, allow=allow or (), only=only or (),
             force=force or (), max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say,
+            window=_size("--window", window), batch=_size("--batch", batch),
         )
     if as_json:
         print(json.dumps(result.summary, ensure_ascii=False))

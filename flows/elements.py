@@ -1,6 +1,6 @@
 """The elements of a graph while it is walked: where each stands, what it is called, and which value it has by now.
 
-Only references into the store are held, so that memory does not grow with the size of what is worked on.
+Only references into the store are held, and of windows that are through only those that a later join needs.
 """
 
 from __future__ import annotations
@@ -42,6 +42,24 @@ class Elements:
     _values: dict[str, dict[Position, Mapping[str, Ref]]] = field(default_factory=dict)
     _gaps: dict[str, dict[Position, Gap]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._consumed: set[str] = set()
+        self._kept: set[str] = set()
+        for step in self.graph:
+            for wire in step.wires.values():
+                self._consumed.add(wire.step)
+                if self.graph.group(self.graph.steps[wire.step]) != self.graph.group(step):
+                    self._kept.add(wire.step)
+        kept = (self.graph.steps[name].gives for name in self._kept)
+        self._kept_lists = {lineage[:depth] for lineage in kept for depth in range(len(lineage) + 1)}
+
+    def again(self) -> Elements:
+        """The same elements before a walk."""
+        found = Elements(self.graph, self.root_ids)
+        for name, ids in self.root_ids.items():
+            found.open_list(self.graph.steps[name], (), len(ids))
+        return found
+
     def open_list(self, step: Bound, position: Position, count: int) -> None:
         """A list of `count` elements begins below `position`."""
         self._children.setdefault(step.gives, {})[position] = count
@@ -72,7 +90,9 @@ class Elements:
     # --- values ---
 
     def give(self, step: Bound, position: Position, outputs: Mapping[str, Ref | Sequence[Ref]]) -> None:
-        """Note what one call of a step gave."""
+        """Note what one call of a step gave, if another step asks for it."""
+        if step.name not in self._consumed:
+            return
         self._gaps.get(step.name, {}).pop(position, None)
         values = self._values.setdefault(step.name, {})
         if not step.fans_out:
@@ -86,7 +106,8 @@ class Elements:
 
     def leave_out(self, step: Bound, position: Position, why: Gap) -> None:
         """Note that one call of a step gave nothing."""
-        self._gaps.setdefault(step.name, {})[position] = why
+        if step.name in self._consumed:
+            self._gaps.setdefault(step.name, {})[position] = why
 
     def value(self, wire: Wire, position: Position) -> Ref | Hole:
         """What a wire carries to an element at or below `position`."""
@@ -107,21 +128,15 @@ class Elements:
         why = self._gaps.get(source.name, {}).get(position[: len(source.over)])
         return Hole(why or Gap.WAITING, source.name)
 
-
-def rounds(graph: Graph, elements: Elements, window: int, only: set[str]) -> Iterator[tuple[Bound, int, range | None]]:
-    """Each step with each window of its outermost list, in an order in which what it rests on is through.
-
-    Steps between two joins over whole lists go together: window after window, and within a window step after step,
-    so that a model does all it can for the window before the next has its turn.
-    """
-    groups: dict[tuple[int, Lineage], list[Bound]] = {}
-    for step in graph:
-        if step.name in only:
-            groups.setdefault((graph.phases[step.name], step.over[:1]), []).append(step)
-    for (_, root), steps in sorted(groups.items(), key=lambda item: item[0][0]):
-        if not root:
-            yield from ((step, 0, None) for step in steps)
-            continue
-        count = elements.count(root, ()) or 0
-        for number, start in enumerate(range(0, max(count, 1), window)):
-            yield from ((step, number, range(start, min(start + window, count))) for step in steps)
+    def let_go(self, steps: Sequence[Bound], window: range) -> None:
+        """A window of these steps is through: forget the values that no other steps will ask for."""
+        mine = [step for step in steps if step.name in self._consumed and step.name not in self._kept]
+        for step in mine:
+            for held, lineage in ((self._values, step.gives), (self._gaps, step.over)):
+                if found := held.get(step.name):
+                    for position in list(self.positions(lineage, window)):
+                        found.pop(position, None)
+        for step in reversed(mine):
+            if step.fans_out and step.gives not in self._kept_lists:
+                for position in list(self.positions(step.over, window)):
+                    self._children.get(step.gives, {}).pop(position, None)

@@ -1,93 +1,44 @@
-"""Runs a graph: look up, call what is missing in small batches, keep what comes. Knows nothing of Prefect."""
+"""Runs a graph: looks up, has what is missing made, keeps count. Knows nothing of Prefect.
+
+While the models work on a window, the files of the next one are read, and what the last one gave is encoded and written.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
 
-from pydantic import ValidationError
-
-from flows.check import rendered
-from flows.elements import Gap, Position, rounds
+from flows.calls import Caller, Outcome
+from flows.claims import Claims
+from flows.clock import Clock
+from flows.elements import Gap, Position
 from flows.graph import Bound, Graph
-from flows.plan import WINDOW, Call, Planner
+from flows.plan import Call, Planner, walk
+from flows.results import Failure, Result, StepResult, Watcher, WindowDone
 from flows.store import Manifest, Ref, Store
+from flows.windows import Round, WindowSize, rounds
 from nodes.artifacts import Artifact
-from nodes.base import Node, Source
-from nodes.errors import Damaged, PhotoloomError, UserError
-from nodes.running import listening
+from nodes.base import Sink, Source
+from nodes.errors import Damaged, PhotoloomError
+from nodes.resident import cores, loads
 
-BATCH = 8
-"""Items that a node which can take several gets at once."""
-
-
-class Watcher(Protocol):
-    """Whoever wants to see a run as it goes."""
-
-    def step(self, step: Bound, total: int) -> None:
-        """A window of a step begins, of `total` elements."""
-
-    def element(self, call: Call, state: str) -> None:
-        """An element is through: `ran`, `cached`, `failed` or `skipped`."""
-
-    def part(self, step: Bound, done: int, total: int) -> None:
-        """The node is at part `done` of `total`: a diffusion step."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One element of one step that gave nothing: what was wrong in a line, and the traceback if it was not the user's doing."""
-
-    step: str
-    id: str
-    error: str
-    traceback: str = ""
-
-
-@dataclass
-class StepResult:
-    """What became of a step: elements by state, seconds, reasons why they ran, what was noted."""
-
-    ran: int = 0
-    cached: int = 0
-    failed: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    reasons: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class Result:
-    """What became of a run."""
-
-    steps: dict[str, StepResult]
-    failures: list[Failure] = field(default_factory=list)
-    stopped: str = ""
-    """Why the run ended before its end, if it did."""
+PEEK = 8
+"""Elements that are looked up before a run, to know which models it will need."""
+POLL = 0.02
+"""Seconds between two looks for what another process is making."""
 
 
 class Stop(PhotoloomError):
     """The run is to end early; what is finished is kept."""
 
 
-Around = Callable[[Bound, int, Callable[[], "WindowDone"]], None]
+Around = Callable[[Bound, int, Callable[[], WindowDone]], None]
 """How a window of a step is run: given the step, the window's number and the work to call."""
-
-
-@dataclass(frozen=True)
-class WindowDone:
-    """One window of one step, for whoever ran it: how many elements ended how."""
-
-    ran: int
-    cached: int
-    failed: int
-    skipped: int
 
 
 def plainly(step: Bound, number: int, work: Callable[[], WindowDone]) -> None:
@@ -95,8 +46,13 @@ def plainly(step: Bound, number: int, work: Callable[[], WindowDone]) -> None:
     work()
 
 
+Job = tuple[Call, "Outcome | None"]
+"""A call as it was looked up, and what came of it if it was made beside the main thread."""
+
+
 class Execution:
-    """One run of a graph against a store. `finished` hears of each element that has its values."""
+    """One run of a graph against a store. `finished` hears of each element that has its values. `window` elements go
+    through the steps together and `batch` through a model; both are found by measuring where they are None."""
 
     def __init__(
         self,
@@ -108,83 +64,230 @@ class Execution:
         max_failures: int | None = None,
         watcher: Watcher | None = None,
         finished: Callable[[Call, Mapping[str, Ref | tuple[Ref, ...]]], None] | None = None,
-        window: int = WINDOW,
-        batch: int = BATCH,
+        window: int | None = None,
+        batch: int | None = None,
     ) -> None:
-        self.graph, self.store, self.window, self.batch = graph, store, window, batch
+        self.graph, self.store, self.clock = graph, store, Clock()
         self.planner = Planner(graph, store, force)
         self.only = graph.needed(only) if only else set(graph.steps)
         self.max_failures, self.watcher, self.finished = max_failures, watcher, finished
         self.result = Result({name: StepResult() for name in graph.steps if name in self.only})
-        self._keys: dict[str, dict[str, str]] = {}
+        self._window_size = WindowSize(window, store)
+        self._claims = Claims(store.folder / "claims")
+        self._caller = Caller(
+            self.planner, store, self.clock, self._remake, watcher.part if watcher else None, batch
+        )
+        self._remaking = threading.RLock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._loads = len(loads)
+        self._loading: threading.Thread | None = None
+        self._ahead: dict[tuple[str, int], list[Future[Job]]] = {}
+        self._behind: dict[str, tuple[int, list[Future[Job]]]] = {}
+        self._besides: list[Future[None]] = []
+        self._besides_before: list[Future[None]] = []
+        consumed = {wire.step for step in graph for wire in step.wires.values()}
+        self._late = {step.name for step in graph if isinstance(step.node, Sink) and step.name not in consumed}
+        """Steps that encode what nobody in the graph waits for: they go on beside the next window."""
+
+    def prepare(self) -> None:
+        """Begin to load, beside the main thread, the models of the steps that will have something to do, as far as the
+        first elements tell."""
+        if missing := self._missing():
+            self._loading = threading.Thread(target=_load_all, args=(missing,), name="loading")
+            self._loading.start()
+
+    def _missing(self) -> list[Bound]:
+        """The steps that the store does not have all of the first elements of."""
+        planner, found = self.planner.again(), dict[str, Bound]()
+        for step in self.graph:
+            if step.name not in self.only:
+                continue
+            first = range(min(PEEK, planner.elements.count(step.over[:1], ()) or 0)) if step.over else None
+            calls = planner.calls(step, first)
+            for call in calls:
+                if call.manifest:
+                    planner.done(call, call.manifest.outputs)
+            if any(call.state == "run" for call in calls) or any(wire.step in found for wire in step.wires.values()):
+                found[step.name] = step
+        return list(found.values())
 
     def run(self, around: Around = plainly) -> Result:
         """Run all there is to run. Failures of elements are in the result; what is wrong with the run itself is raised."""
         _ = self.planner.identities  # absent models are said before anything runs
-        try:
-            for step, number, window in rounds(self.graph, self.planner.elements, self.window, self.only):
-                around(step, number, partial(self._window, step, window))
-        except Stop as stop:
-            self.result.stopped = str(stop)
-        finally:
-            for name, keys in self._keys.items():
-                self.store.note_keys(self.graph.name, name, keys)
+        finished = False
+        with ThreadPoolExecutor(cores(), "beside") as self._pool:
+            try:
+                try:
+                    for each in rounds(self.graph, self.planner.elements, self._window_size.size, self.only):
+                        self._round(each, around)
+                except Stop as stop:
+                    self.result.stopped = str(stop)
+                self._settle()
+                self._settle()
+                finished = True
+            finally:
+                self._pool.shutdown(cancel_futures=not finished)
+                if self._loading:
+                    self._loading.join()
         return self.result
+
+    def where(self) -> dict[str, float]:
+        """Where the seconds went so far, by name; what worked in other threads is `beside`."""
+        loaded = sum(seconds for _, seconds in loads[self._loads :])
+        return {**self.clock.seconds, **({"load models (beside)": loaded} if loaded else {})}
+
+    def beside(self, work: Callable[[], None]) -> None:
+        """Have `work` done in another thread, before the window after the next begins; what it raises is raised then."""
+        assert self._pool is not None
+        self._besides.append(self._pool.submit(work))
+
+    def _round(self, each: Round, around: Around) -> None:
+        sources = [step for step in each.steps if _reads_files(step)] if each.window is not None else []
+        for number, window in ((each.number, each.window), (each.number + 1, each.following)):
+            for step in sources:
+                if window and (step.name, number) not in self._ahead:
+                    positions = self.planner.elements.positions(step.over, window)
+                    self._ahead[step.name, number] = self._submit(partial(self._looked_up, step, each) for each in positions)
+        for step in each.steps:
+            if step.name in self._late:
+                self._finish_late(step, around)
+                calls = self._look_up(step, each.window)
+                self._behind[step.name] = each.number, self._submit(partial(self._made, call) for call in calls)
+            else:
+                around(step, each.number, partial(self._window, step, each.number, each.window))
+        if not each.following:
+            for step in each.steps:
+                self._finish_late(step, around)
+        self._settle()
+        self._window_size.took(len(each.window or ()))
+        self.store.turn()
+
+    def _finish_late(self, step: Bound, around: Around) -> None:
+        if step.name in self._behind:
+            number, jobs = self._behind.pop(step.name)
+            around(step, number, partial(self._through_all, step, jobs))
+
+    def _submit(self, works: Iterator[Callable[[], Job]]) -> list[Future[Job]]:
+        assert self._pool is not None
+        return [self._pool.submit(work) for work in works]
+
+    def _settle(self) -> None:
+        """Wait for what was begun beside the window before this one."""
+        with self.clock("waiting"):
+            for work in self._besides_before:
+                work.result()
+        self._besides_before, self._besides = self._besides, []
+
+    # --- beside the main thread ---
+
+    def _looked_up(self, step: Bound, position: Position) -> Job:
+        return self._made(self.planner.call(step, position))
+
+    def _made(self, call: Call) -> Job:
+        """A call, made if it has to be and nobody else is at it."""
+        if call.state != "run":
+            return call, None
+        with self._claims.claimed([call.key]) as mine:
+            if not mine:
+                return call, None
+            if call.reason != "forced" and (manifest := self._found(call)):
+                return replace(call, state="cached", manifest=manifest), None
+            [(_, outcome)] = self._caller.run(call.step, [call])
+            return call, outcome
 
     # --- one window of one step ---
 
-    def _window(self, step: Bound, window: range | None) -> WindowDone:
+    def _look_up(self, step: Bound, window: range | None) -> list[Call]:
+        with self.clock("look up"):
+            return self.planner.calls(step, window)
+
+    def _window(self, step: Bound, number: int, window: range | None) -> WindowDone:
+        jobs = self._ahead.pop((step.name, number), None)
+        return self._through_all(step, [(call, None) for call in self._look_up(step, window)] if jobs is None else jobs)
+
+    def _through_all(self, step: Bound, jobs: Sequence[Job | Future[Job]]) -> WindowDone:
+        """Take note of what came of each call, and make what is still missing."""
         started = time.perf_counter()
         result = self.result.steps[step.name]
-        before = WindowDone(result.ran, result.cached, result.failed, result.skipped)
-        calls = self.planner.calls(step, window)
+        before = replace(result)
         if self.watcher:
-            self.watcher.step(step, len(calls))
+            self.watcher.step(step, len(jobs))
+        keys: dict[str, str] = {}
         waiting: dict[str, list[Call]] = {}
-        for call in calls:
-            if call.manifest:
-                self._cached(call, call.manifest)
-            elif call.state == "run":
-                waiting.setdefault(call.key, []).append(call)
-            else:
-                self._left_out(call)
         try:
-            self._run_all(step, waiting)
+            for job in jobs:
+                with self.clock("waiting"):
+                    call, outcome = job.result() if isinstance(job, Future) else job
+                keys[call.id] = call.key
+                if outcome is not None:
+                    self._came(call, outcome)
+                elif call.manifest:
+                    self._cached(call, call.manifest)
+                elif call.state == "run":
+                    waiting.setdefault(call.key, []).append(call)
+                else:
+                    self._left_out(call)
+            self._make_all(step, waiting)
         finally:
             result.seconds += time.perf_counter() - started
-        return WindowDone(
-            result.ran - before.ran, result.cached - before.cached,
-            result.failed - before.failed, result.skipped - before.skipped,
-        )
+            with self.clock("look up"):
+                self.store.note_keys(self.graph.name, step.name, {id_: key for id_, key in keys.items() if key})
+        return WindowDone(*(getattr(result, name) - getattr(before, name) for name in ("ran", "cached", "failed", "skipped")))
 
-    def _run_all(self, step: Bound, waiting: Mapping[str, Sequence[Call]]) -> None:
-        """Run each key once; equal pictures of a window share the result."""
-        size = self.batch if step.node.batches() and not step.texts else 1
-        firsts = [calls[0] for calls in waiting.values()]
-        for start in range(0, len(firsts), size):
-            for call, outcome in self._run(step, firsts[start : start + size]):
-                same = waiting[call.key]
-                if isinstance(outcome, Failure):
-                    for each in same:
-                        self._failed(each, outcome)
+    def _make_all(self, step: Bound, waiting: dict[str, list[Call]]) -> None:
+        """Make each key once: equal pictures of a window share the result, and so do processes that work on one store."""
+        while waiting:
+            busy = 0
+            todo = [calls[0] for calls in waiting.values()]
+            while todo:
+                size = self._caller.size(step)
+                some, todo = todo[:size], todo[size:]
+                with self._claims.claimed([call.key for call in some]) as mine:
+                    busy += len(some) - len(mine)
+                    self._make(step, [call for call in some if call.key in mine], waiting)
+            if busy:
+                with self.clock("waiting for another process"):
+                    time.sleep(POLL)
+
+    def _make(self, step: Bound, calls: Sequence[Call], waiting: dict[str, list[Call]]) -> None:
+        missing = []
+        for call in calls:
+            if call.reason != "forced" and (manifest := self._found(call)):
+                for each in waiting.pop(call.key):
+                    self._cached(each, manifest)
+            else:
+                missing.append(call)
+        for call, outcome in self._caller.run(step, missing) if missing else ():
+            for each in waiting.pop(call.key):
+                if isinstance(outcome, Manifest) and each is not call:
+                    self._cached(each, outcome)
                 else:
-                    self._ran(call, outcome)
-                    for each in same[1:]:
-                        self._cached(each, outcome)
+                    self._came(each, outcome)
+
+    def _found(self, call: Call) -> Manifest | None:
+        """What the key gave, if another process or thread has made it since it was looked up."""
+        try:
+            return self.store.look_up(call.key)
+        except Damaged:
+            return None
+
+    # --- what became of an element ---
+
+    def _came(self, call: Call, outcome: Outcome) -> None:
+        result = self.result.steps[call.step.name]
+        if isinstance(outcome, Failure):
+            self._failed(call, outcome)
+            return
+        result.ran += 1
+        result.reasons[call.reason] = result.reasons.get(call.reason, 0) + 1
+        self._through(call, outcome, "ran")
 
     def _cached(self, call: Call, manifest: Manifest) -> None:
         self.result.steps[call.step.name].cached += 1
         self._through(call, manifest, "cached")
 
-    def _ran(self, call: Call, manifest: Manifest) -> None:
-        result = self.result.steps[call.step.name]
-        result.ran += 1
-        result.reasons[call.reason] = result.reasons.get(call.reason, 0) + 1
-        self._through(call, manifest, "ran")
-
     def _through(self, call: Call, manifest: Manifest, state: str) -> None:
         self.planner.done(call, manifest.outputs)
-        self._keys.setdefault(call.step.name, {})[call.id] = call.key
         notes = self.result.steps[call.step.name].notes
         for ref in manifest.refs():
             if note := ref.info.get("note"):
@@ -206,144 +309,63 @@ class Execution:
     def _failed(self, call: Call, failure: Failure) -> None:
         self.result.steps[call.step.name].failed += 1
         self.planner.elements.leave_out(call.step, call.position, Gap.FAILED)
-        self.result.failures.append(Failure(call.step.name, call.id, failure.error, failure.traceback))
+        self.result.failures.append(replace(failure, step=call.step.name, id=call.id))
         if self.watcher:
             self.watcher.element(call, "failed")
         if self.max_failures is not None and len(self.result.failures) > self.max_failures:
             raise Stop(f"more than {self.max_failures} failures")
 
-    # --- calling nodes ---
+    # --- values ---
 
-    def _run(self, step: Bound, calls: Sequence[Call]) -> Iterator[tuple[Call, Manifest | Failure]]:
-        """Call the node. A batch that fails is halved until what fails alone is known; so is one that memory is short for."""
-        started = time.perf_counter()
-        try:
-            values = self._call(step, calls)
-        except Exception as error:
-            if len(calls) > 1:
-                middle = len(calls) // 2
-                yield from self._run(step, calls[:middle])
-                yield from self._run(step, calls[middle:])
-                return
-            known = isinstance(error, PhotoloomError | ValidationError)
-            text = str(error) if known else f"{type(error).__name__}: {error}"
-            yield calls[0], Failure(step.name, calls[0].id, text, "" if known else traceback.format_exc())
-            return
-        seconds = (time.perf_counter() - started) / len(calls)
-        for call, value in zip(calls, values, strict=True):
-            yield call, self._keep(call, value, seconds)
-
-    def _call(self, step: Bound, calls: Sequence[Call]) -> list[dict[str, Artifact | list[Artifact]]]:
-        heard = listening(partial(self.watcher.part, step)) if self.watcher else contextlib.nullcontext()
-        inputs = [self._inputs(call) for call in calls]
-        with heard:
-            if step.node.batches() and not step.texts:
-                ports = step.node.ports
-                returned = step.node.run_batch(**{p: [given.get(p) for given in inputs] for p in ports})  # type: ignore[attr-defined]
-                if not isinstance(returned, list) or len(returned) != len(calls):
-                    name = f"{type(step.node).__name__}.run_batch"
-                    raise UserError(f"{name}: expected a list of {len(calls)}, got {_named(returned)}")
-                return [_outputs(step.node, each) for each in returned]
-            return [self._call_one(step, call, given) for call, given in zip(calls, inputs, strict=True)]
-
-    def _call_one(self, step: Bound, call: Call, inputs: dict[str, Any]) -> dict[str, Artifact | list[Artifact]]:
-        node = step.node
-        if step.texts:
-            node = rendered(step, {name: inputs.pop(name) for name in list(inputs) if name not in node.ports})
-        if isinstance(node, Source):
-            inputs["file"] = self.planner.file_of(step, call.position)
-        return _outputs(node, type(node).run(node, **inputs))
-
-    def _inputs(self, call: Call) -> dict[str, Any]:
-        return {
-            port: _Listed(self, call, port) if isinstance(ref, tuple) else ref and self._get(call, port, ref)
-            for port, ref in call.inputs.items()
-        }
-
-    def _get(self, call: Call, port: str, ref: Ref) -> Artifact:
-        try:
-            return self.store.get(ref)
-        except Damaged:
-            self._remake(call.step.wires[port].step, ref)
-            return self.store.get(ref)
+    def walk(self, name: str) -> Iterator[Call]:
+        """The calls of a step by look-ups alone, in order, as after a run: what the store does not have has failed."""
+        for step, calls in walk(self.planner.again(), self.graph.needed({name}), Gap.FAILED):
+            if step.name == name:
+                yield from calls
 
     def value(self, step: str, ref: Ref) -> Artifact:
         """A value that a step gave, made again if the store's copy is damaged."""
-        try:
-            return self.store.get(ref)
-        except Damaged:
-            self._remake(step, ref)
-            return self.store.get(ref)
+        return self._caller.value(step, ref)
+
+    def values(self, step: str, output: str) -> Iterator[tuple[str, Artifact]]:
+        """What a step gave at one output: ids and values, in order, read when asked for."""
+        for call in self.walk(step):
+            if call.manifest:
+                found = call.manifest.outputs[output]
+                for id_, ref in ids_of(call, found):
+                    yield id_, self.value(step, ref)
 
     def _remake(self, name: str, ref: Ref) -> None:
         """Run the calls of a step again whose values are damaged."""
-        step = self.graph.steps[name]
-        for position in self.planner.elements.positions(step.over):
-            call = self.planner.call(step, position)
-            if not (call.manifest and any(each.digest == ref.digest for each in call.manifest.refs())):
-                continue
-            self.store.forget(call.key)
-            again = Call(step, position, call.id, "run", "damaged", call.key, call.inputs, call.missing)
-            for _, outcome in self._run(step, [again]):
-                if isinstance(outcome, Manifest):
-                    result = self.result.steps[name]
-                    result.cached, result.ran = result.cached - 1, result.ran + 1
-                    result.reasons["damaged"] = result.reasons.get("damaged", 0) + 1
-                    self.planner.done(again, outcome.outputs)
-            return
-
-    def _keep(self, call: Call, value: Mapping[str, Artifact | list[Artifact]], seconds: float) -> Manifest:
-        outputs: dict[str, Ref | tuple[Ref, ...]] = {
-            name: tuple(self.store.put(each) for each in found) if isinstance(found, list) else self.store.put(found)
-            for name, found in value.items()
-        }
-        identity = self.planner.identities[call.step.name][0]
-        manifest = Manifest(outputs, identity, self.planner.inputs_of(call), seconds)
-        self.store.record(call.key, manifest)
-        return manifest
+        with self._remaking:
+            for call in self.walk(name):
+                if not (call.manifest and any(each.digest == ref.digest for each in call.manifest.refs())):
+                    continue
+                self.store.forget(call.key)
+                again = replace(call, state="run", reason="damaged", manifest=None)
+                for _, outcome in self._caller.run(call.step, [again]):
+                    if isinstance(outcome, Manifest):
+                        result = self.result.steps[name]
+                        result.cached, result.ran = result.cached - 1, result.ran + 1
+                        result.reasons["damaged"] = result.reasons.get("damaged", 0) + 1
+                return
 
 
-class _Listed(Sequence[Artifact]):
-    """A join's input: reads its elements when asked, so that it does not hold them all."""
-
-    def __init__(self, execution: Execution, call: Call, port: str) -> None:
-        self._execution, self._call, self._port = execution, call, port
-        refs = call.inputs[port]
-        self._refs = refs if isinstance(refs, tuple) else ()
-
-    def __len__(self) -> int:
-        return len(self._refs)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self._execution._get(self._call, self._port, self._refs[index])
+def ids_of(call: Call, found: Ref | tuple[Ref, ...]) -> Iterator[tuple[str, Ref]]:
+    """The ids of what one output of a call gave: the element's own, with the place in the list where it is one."""
+    if isinstance(found, Ref):
+        yield call.id, found
+        return
+    for index, ref in enumerate(found):
+        yield "/".join(filter(None, (call.id, str(index)))), ref
 
 
-def _named(value: Any) -> str:
-    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__
+def _load_all(steps: Sequence[Bound]) -> None:
+    for step in steps:
+        with contextlib.suppress(Exception):  # whoever needs the model will say what is wrong with it
+            step.node.prepare()
 
 
-def _outputs(node: Node, returned: Any) -> dict[str, Artifact | list[Artifact]]:
-    """What `run` returned, by output, checked against what it declares.
-
-    Raises:
-        UserError: a value of another type.
-    """
-    ports = node.outputs
-    values = {"output": returned} if list(ports) == ["output"] else dict(zip(ports, returned, strict=False))
-    for name, port in ports.items():
-        found = values.get(name)
-        items = list(found) if port.many and isinstance(found, list | tuple) else [found]
-        if (port.many and not isinstance(found, list | tuple)) or not all(isinstance(item, port.type) for item in items):
-            wrong = next((item for item in items if not isinstance(item, port.type)), found)
-            where = "" if name == "output" else f" for {name}"
-            raise UserError(f"{type(node).__name__}.run: expected {port}{where}, got {_named(wrong)}")
-        if port.many:
-            values[name] = items
-    if len({len(v) for v in values.values() if isinstance(v, list)}) > 1:
-        raise UserError(f"{type(node).__name__}.run: its lists differ in length")
-    return values
-
-
-__all__ = ["BATCH", "Execution", "Failure", "Position", "Result", "StepResult", "Stop", "Watcher", "WindowDone", "plainly"]
+def _reads_files(step: Bound) -> bool:
+    """Whether a step's elements are files of one folder, so that they can be read before their window's turn."""
+    return isinstance(step.node, Source) and len(step.over) == 1

@@ -101,6 +101,10 @@ class Graph:
                 found[step.name] = max(found[step.name], found[wire.step] + int(whole))
         return found
 
+    def group(self, step: Bound) -> tuple[int, Lineage]:
+        """The steps of one group go together through the windows of one list, between the joins over it."""
+        return self.phases[step.name], step.over[:1]
+
 
 def order(edges: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
     """Names so that each comes after those it rests on, keeping the order given where that is free; or a cycle.

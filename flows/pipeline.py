@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nodes  # noqa: F401
 from flows.check import bind
-from flows.execute import Execution, Result, Watcher
+from flows.execute import Execution
 from flows.graph import Graph
 from flows.plan import PlannedStep, Planner, make_plan
 from flows.report import Writer, leave, markdown, new_run_folder
+from flows.results import Result, Watcher
 from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, Value, dump, parse, read
-from flows.store import Ref, Store
+from flows.store import Store
 from nodes.artifacts import Artifact
 from nodes.base import Node, Output, Step, registered
 from nodes.errors import PipelineError, Problem, UserError
@@ -135,6 +136,7 @@ class Pipeline:
         store: str | Path = DEFAULT_STORE, out: str | Path = DEFAULT_OUT, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, metadata: bool = True,
         watcher: Watcher | None = None, say: Callable[[str], None] | None = None,
+        window: int | None = None, batch: int | None = None,
     ) -> RunResult:
         """Run as a Prefect flow, on the server that is configured or a local one.
 
@@ -142,7 +144,7 @@ class Pipeline:
             PipelineError: the pipeline is wrong, and nothing ran.
             UserError: the store, the folder for the outputs or the server cannot be used.
         """
-        execution = self._execution(params, models, store, allow, only, force, max_failures, watcher)
+        execution = self._execution(params, models, store, allow, only, force, max_failures, watcher, window, batch)
 
         from flows.server import connected
         from flows.tasks import as_flow
@@ -158,14 +160,15 @@ class Pipeline:
     def _execution(
         self, params: Mapping[str, Value] | None, models: str | Mapping[str, str] | None = None,
         store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (), only: Sequence[str] = (), force: Sequence[str] = (),
-        max_failures: int | None = None, watcher: Watcher | None = None,
+        max_failures: int | None = None, watcher: Watcher | None = None, window: int | None = None, batch: int | None = None,
     ) -> Execution:
         graph = self.graph(params, models, allow)
         execution = Execution(
             graph, Store(Path(store)), only=steps_named(graph, only), force=frozenset(force), max_failures=max_failures,
-            watcher=watcher,
+            watcher=watcher, window=window, batch=batch,
         )
         _ = execution.planner.identities  # absent models are said before a server or a flow is started
+        execution.prepare()
         return execution
 
     def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
@@ -199,7 +202,7 @@ def _in_flow(execution: Execution, out: Path, metadata: bool) -> dict[str, Any]:
     execution.finished = writer
 
     def report(result: Result) -> dict[str, Any]:
-        return leave(graph, run, result, writer.written, started)
+        return leave(execution, run, writer.written, started)
 
     return run_in_flow(execution, report, lambda found: markdown(graph, found))
 
@@ -219,10 +222,7 @@ def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:
 
 def _values(execution: Execution) -> dict[str, Callable[[], list[Artifact]]]:
     def reader(step: str, output: str) -> Callable[[], list[Artifact]]:
-        def read_all() -> list[Artifact]:
-            return list(_read(execution, step, output))
-
-        return read_all
+        return lambda: [value for _, value in execution.values(step, output)]
 
     found = {}
     for name in execution.result.steps:
@@ -230,16 +230,6 @@ def _values(execution: Execution) -> dict[str, Callable[[], list[Artifact]]]:
         for output in outputs:
             found[name if len(outputs) == 1 else f"{name}.{output}"] = reader(name, output)
     return found
-
-
-def _read(execution: Execution, step: str, output: str) -> Iterator[Artifact]:
-    from flows.graph import Wire
-
-    elements = execution.planner.elements
-    for position in elements.positions(execution.graph.steps[step].gives):
-        ref = elements.value(Wire(step, output), position)
-        if isinstance(ref, Ref):
-            yield execution.value(step, ref)
 
 
 def _collect(step: Step, found: dict[str, Step]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flows import keys, sources
-from flows.elements import Elements, Gap, Hole, Position, rounds
+from flows.elements import Elements, Gap, Hole, Position
 from flows.graph import Bound, Graph, Lineage
 from flows.keys import Digest
 from flows.spec import shown
 from flows.store import Manifest, Ref, Store
+from flows.windows import rounds
 from nodes.base import Model, Source
 from nodes.errors import Damaged, InputError, ModelError, PipelineError, Problem
 from nodes.models import identity as model_identity
@@ -52,7 +54,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.elements = Elements(self.graph)
-        self._history: dict[str, dict[str, Digest]] = {}
+        self._has_run: dict[str, bool] = {}
         self._forced: set[Digest] = set()
         problems: list[Problem] = []
         for step in self.graph:
@@ -63,6 +65,12 @@ class Planner:
                     problems += error.problems
         if problems:
             raise PipelineError(problems)
+
+    def again(self) -> Planner:
+        """A planner for another walk over the same files and models."""
+        found = copy.copy(self)
+        found.elements, found._forced = self.elements.again(), set()
+        return found
 
     # --- what stands for the whole graph ---
 
@@ -204,17 +212,15 @@ class Planner:
 
     def _reason(self, step: Bound, id_: str, key: Digest, inputs: Mapping[str, Any]) -> str:
         """Why a call is not in the store, told from what the same element was called with last time."""
-        if step.name not in self._history:
-            self._history[step.name] = self.store.last_keys(self.graph.name, step.name)
-        history = self._history[step.name]
-        if not history:
+        if step.name not in self._has_run:
+            self._has_run[step.name] = self.store.has_run(self.graph.name, step.name)
+        if not self._has_run[step.name]:
             return "first run"
-        if id_ not in history:
+        last = self.store.last_key(self.graph.name, step.name, id_)
+        if last is None:
             return "new picture"
-        if history[id_] == key:
-            return "removed from the store"
         try:
-            before = self.store.look_up(history[id_])
+            before = self.store.look_up(last) if last != key else None
         except Damaged:
             before = None
         if before is None:
@@ -259,23 +265,30 @@ class PlannedStep:
         return found
 
 
+def walk(planner: Planner, only: set[str], missing: Gap) -> Iterator[tuple[Bound, list[Call]]]:
+    """The calls of each step and window by look-ups alone; what the store does not have is `missing` to the steps below."""
+    for each in rounds(planner.graph, planner.elements, lambda: WINDOW, only):
+        for step in each.steps:
+            calls = planner.calls(step, each.window)
+            for call in calls:
+                if call.manifest:
+                    planner.done(call, call.manifest.outputs)
+                else:
+                    planner.elements.leave_out(step, call.position, missing)
+            yield step, calls
+
+
 def make_plan(planner: Planner, only: set[str]) -> list[PlannedStep]:
-    """Walk the graph by look-ups alone."""
+    """What would happen to each step, without running anything."""
     found: dict[str, list[Call]] = {name: [] for name in planner.graph.steps if name in only}
-    for step, _, window in rounds(planner.graph, planner.elements, WINDOW, only):
-        calls = planner.calls(step, window)
-        if not calls and (waiting := next((c for c in _above(planner, step, found) if c.state != "cached"), None)):
+    for step, calls in walk(planner, only, Gap.WAITING):
+        if not calls and (waiting := next((c for c in _above(step, found) if c.state != "cached"), None)):
             calls = [Call(step, (), "", "waits", waiting.step.name)]
-        for call in calls:
-            found[step.name].append(call)
-            if call.manifest:
-                planner.done(call, call.manifest.outputs)
-            else:
-                planner.elements.leave_out(step, call.position, Gap.WAITING)
+        found[step.name] += calls
     return [PlannedStep(name, tuple(calls)) for name, calls in found.items()]
 
 
-def _above(planner: Planner, step: Bound, found: Mapping[str, Sequence[Call]]) -> Iterator[Call]:
+def _above(step: Bound, found: Mapping[str, Sequence[Call]]) -> Iterator[Call]:
     return (call for wire in step.wires.values() for call in found.get(wire.step, ()))
 
 

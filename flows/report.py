@@ -6,16 +6,17 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flows import keys
-from flows.execute import Execution, Result
+from flows.execute import Execution, ids_of
 from flows.graph import Graph, Wire
 from flows.plan import Call
+from flows.results import Result
 from flows.spec import dump
 from flows.store import Manifest, Ref
 from nodes.artifacts import File
@@ -63,13 +64,24 @@ class Writer:
 
     def __call__(self, call: Call, outputs: Mapping[str, Ref | tuple[Ref, ...]]) -> None:
         """Write what one call of a step gave, if it is asked for."""
+        assert self.execution is not None
         for wire in self._wires.get(call.step.name, ()):
-            found = outputs[wire.output]
-            for index, ref in enumerate(found if isinstance(found, tuple) else (found,)):
-                id_ = "/".join(filter(None, (call.id, str(index)))) if isinstance(found, tuple) else call.id
-                self._write(wire, id_ or call.step.name, ref)
+            for id_, ref in ids_of(call, outputs[wire.output]):
+                self.execution.beside(self._work(wire, id_ or call.step.name, ref))
 
-    def _write(self, wire: Wire, id_: str, ref: Ref) -> None:
+    def _work(self, wire: Wire, id_: str, ref: Ref) -> Callable[[], None]:
+        """What writes one value. Its place among the written is taken now, so that their order is that of the elements."""
+        written = self.written[str(wire)]
+        place = len(written)
+        written.append({})
+
+        def work() -> None:
+            written[place] = {"id": id_, "path": str(self._write(wire, id_, ref))}
+
+        return work
+
+    def _write(self, wire: Wire, id_: str, ref: Ref) -> Path:
+        assert self.execution is not None
         node = self.graph.steps[wire.step].node
         name = node.name.replace("{id}", id_) if isinstance(node, Sink) else id_
         file = self._file(wire.step, ref)
@@ -77,9 +89,13 @@ class Writer:
         path = base / f"{name}{file.suffix}"
         if not Path(os.path.normpath(path)).is_relative_to(base):
             raise InputError(f'step "{wire.step}": name: {name} leads out of the run\'s folder')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file.data.tobytes())
-        self.written[str(wire)].append({"id": id_, "path": str(path)})
+        with self.execution.clock("write"):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.data.data)
+            except OSError as error:
+                raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+        return path
 
     def _file(self, step: str, ref: Ref) -> File:
         assert self.execution is not None
@@ -92,12 +108,15 @@ class Writer:
                     return found
         except Damaged:
             pass  # encoding it again is all there is to do
-        file = as_file(self.execution.value(step, ref), self.metadata)
+        with self.execution.clock("encode"):
+            file = as_file(self.execution.value(step, ref), self.metadata)
         store.record(key, Manifest({"file": store.put(file)}, {}, {}))
         return file
 
 
-def summary(run: Path, result: Result, written: Mapping[str, Any], seconds: float, status: str) -> dict[str, Any]:
+def summary(
+    run: Path, result: Result, written: Mapping[str, Any], seconds: float, status: str, where: Mapping[str, float]
+) -> dict[str, Any]:
     """The run as JSON: what `--json` prints and `report.json` holds."""
     return {
         "run": run.name,
@@ -106,6 +125,7 @@ def summary(run: Path, result: Result, written: Mapping[str, Any], seconds: floa
         "steps": {
             name: {**asdict(step), "seconds": round(step.seconds, 3)} for name, step in result.steps.items()
         },
+        "where": {name: round(taken, 3) for name, taken in where.items()},
         "outputs": dict(written),
         "failures": [{"step": f.step, "id": f.id, "error": f.error} for f in result.failures],
         "stopped": result.stopped,
@@ -118,9 +138,11 @@ def status_of(result: Result) -> str:
     return "stopped" if result.stopped else "failed" if result.failures else "done"
 
 
-def leave(graph: Graph, run: Path, result: Result, written: Mapping[str, Any], started: float) -> dict[str, Any]:
+def leave(execution: Execution, run: Path, written: Mapping[str, Any], started: float) -> dict[str, Any]:
     """Write the report, the pipeline as it ran, and full tracebacks of what was not the user's doing."""
-    found = summary(run, result, written, time.monotonic() - started, status_of(result))
+    graph, result = execution.graph, execution.result
+    where = execution.where()
+    found = summary(run, result, written, time.monotonic() - started, status_of(result), where)
     for number, failure in enumerate(f for f in result.failures if f.traceback):
         folder = run / "errors"
         folder.mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ from nodes.errors import ArtifactError, Damaged, StoreError
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Ref:
     """A value in the store: its digest, and what is known of this making of it."""
 
@@ -62,7 +62,9 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._local = threading.local()
-        self._recent: dict[Digest, Artifact] = {}
+        self._lock = threading.Lock()
+        self._recent: dict[Digest, tuple[Artifact, int]] = {}
+        self._before: dict[Digest, tuple[Artifact, int]] = {}
         self._recent_bytes = 0
         try:
             for name in ("blobs", "manifests"):
@@ -99,7 +101,7 @@ class Store:
         Raises:
             Damaged: it is missing, or is not what its name says; such a file is removed.
         """
-        value = self._recent.get(ref.digest)
+        value = self._remembered(ref.digest)
         if value is None:
             try:
                 data = self.blob_path(ref.digest).read_bytes()
@@ -115,14 +117,36 @@ class Store:
             self._remember(ref.digest, value, len(data))
         return value.with_info(**ref.info) if ref.info != value.info else value
 
+    # What was just used stays in memory, so that the next step need not read it back; `turn` lets go of what was used
+    # neither in this window nor in the one before.
+
+    def _remembered(self, digest: Digest) -> Artifact | None:
+        with self._lock:
+            found = self._recent.get(digest) or self._before.get(digest)
+        if found is None:
+            return None
+        self._remember(digest, *found)
+        return found[0]
+
     def _remember(self, digest: Digest, value: Artifact, size: int) -> None:
-        """Keep what was just used in memory, up to a bound, so that the next step need not read it back."""
-        if digest not in self._recent:
-            self._recent[digest] = value
+        with self._lock:
+            if digest in self._recent:
+                return
+            self._recent[digest] = (value, size)
             self._recent_bytes += size
-            while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
-                oldest = next(iter(self._recent))
-                self._recent_bytes -= sum(a.nbytes for a in self._recent.pop(oldest).arrays().values())
+            full = self._recent_bytes > RECENT_BYTES
+        if full:
+            self.turn()
+
+    def turn(self) -> None:
+        """A window is through: let go of the values that were last used in the window before."""
+        with self._lock:
+            self._before, self._recent, self._recent_bytes = self._recent, {}, 0
+
+    @property
+    def at_hand(self) -> int:
+        """Bytes of the values used in this window."""
+        return self._recent_bytes
 
     # --- what a key gave ---
 
@@ -208,13 +232,22 @@ class Store:
             )
         return found
 
-    def last_keys(self, pipeline: str, step: str) -> dict[str, Digest]:
-        """The key that each element of a step had when the pipeline last ran, by its id."""
-        rows = self._database().execute("SELECT element, key FROM history WHERE pipeline=? AND step=?", (pipeline, step))
-        return dict(rows.fetchall())
+    def last_key(self, pipeline: str, step: str, element: str) -> Digest | None:
+        """The key that an element of a step had when the pipeline last ran."""
+        row = self._database().execute(
+            "SELECT key FROM history WHERE pipeline=? AND step=? AND element=?", (pipeline, step, element)
+        ).fetchone()
+        return row and str(row[0])
+
+    def has_run(self, pipeline: str, step: str) -> bool:
+        """Whether the step has given anything in an earlier run."""
+        rows = self._database().execute("SELECT 1 FROM history WHERE pipeline=? AND step=? LIMIT 1", (pipeline, step))
+        return rows.fetchone() is not None
 
     def note_keys(self, pipeline: str, step: str, keys: Mapping[str, Digest]) -> None:
         """Remember the keys of a run's elements."""
+        if not keys:
+            return
         database = self._database()
         database.execute("BEGIN IMMEDIATE")
         database.executemany(
@@ -288,7 +321,8 @@ class Store:
                 del self._local.database
 
 
-RECENT_BYTES = 256 * 2**20
+RECENT_BYTES = 512 * 2**20
+"""What is kept in memory of recent values, at most twice."""
 
 
 def _plain(value: Any) -> Any:

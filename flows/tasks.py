@@ -17,8 +17,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.execute import Execution, Result, WindowDone
+from flows.execute import Execution
 from flows.graph import Bound
+from flows.results import Result, WindowDone
 
 
 def run_in_flow(

@@ -51,7 +51,8 @@ class Node(BaseModel):
     """The base of all node classes: a frozen set of params, and `run`, whose signature declares the ports.
 
     A subclass is known by its name once it is defined. `run` is a function of the params, the model and the contents of
-    the inputs, and of nothing else. A class that has `run_batch` too takes several items at once, each port as a list;
+    the inputs, and of nothing else. A class that has `run_batch` too takes several items at once, each port as a list, and
+    also as lists those params that it names as arguments, so that items go together whose `${step}` texts differ;
     how items are grouped must not change a result. `version` is part of the cache key; a class that declares none gets
     a digest of its module's source.
 
@@ -69,7 +70,11 @@ class Node(BaseModel):
     aligned: ClassVar[bool] = False
     """Whether what stands at one place of its `list` ports belongs together: they then must be wired to one list."""
 
+    varying: ClassVar[frozenset[str]] = frozenset()
+    """The params that may differ between the items of a batch: those that `run_batch` takes, as lists."""
+
     run: ClassVar[Callable[..., Any]]
+    run_batch: ClassVar[Callable[..., list[Any]]]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -79,6 +84,8 @@ class Node(BaseModel):
         cls.ports, cls.outputs = _signature(cls)
         if clash := set(cls.ports) & set(cls.model_fields):
             raise NodeDefinitionError(f"{cls.__name__}: {sorted(clash)[0]} is both a param and a port")
+        named = inspect.signature(cls.run_batch).parameters if cls.batches() else ()
+        cls.varying = frozenset(named) & frozenset(cls.model_fields)
         if not cls.__dict__.get("version"):
             cls.version = _source_digest(cls)
         register(cls)
@@ -87,6 +94,9 @@ class Node(BaseModel):
     @classmethod
     def _model_by_source(cls, data: Any) -> Any:
         return with_model_sources(cls, data) if isinstance(data, dict) else data
+
+    def prepare(self) -> None:
+        """Load what `run` needs, ahead of its first call. By default there is nothing."""
 
     @classmethod
     def batches(cls) -> bool:

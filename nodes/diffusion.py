@@ -8,8 +8,10 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +22,7 @@ from pydantic import Field
 
 from nodes.artifacts import Image
 from nodes.base import Model, Node
-from nodes.models import Place
+from nodes.resident import Place, held
 from nodes.running import progress
 
 SchedulerName = Literal[
@@ -63,6 +65,10 @@ class Diffusion(Node):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     scheduler: SchedulerName | None = None
 
+    def prepare(self) -> None:
+        with held(self.model, load_parts):
+            pass
+
 
 @dataclass(frozen=True)
 class Made:
@@ -74,6 +80,15 @@ class Made:
     info: dict[str, str | int | float | bool | None]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One picture to be made: what is its own in a batch. `given` are further arguments of the pipeline, such as `image`."""
+
+    prompt: str
+    seed: int
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Parts:
     """The parts of an SDXL model, loaded once and put together anew for each call, so that no call sees another's
     state.
@@ -81,22 +96,54 @@ class Parts:
     Text-to-image, inpainting and image-to-image of the same folder share them.
     """
 
-    def __init__(self, components: dict[str, Any], config: dict[str, Any], name: str) -> None:
-        self.components, self.config, self.name = components, config, name
+    def __init__(self, components: dict[str, Any], config: dict[str, Any], name: str, place: Place) -> None:
+        self.components, self.config, self.name, self.place = components, config, name, place
         self.vae_scale = 2 ** (len(components["vae"].config.block_out_channels) - 1)
         self.scaling: float = components["vae"].config.scaling_factor
         self.size: int = components["unet"].config.sample_size * self.vae_scale
         """The side in pixels of the square pictures that the model was made for."""
 
-    def call(self, kind: str, node: Diffusion, prompt: str, seed: int, **arguments: Any) -> Made:
-        """Run the diffusers pipeline class `kind` once; the noise is that of a CPU generator on every device."""
-        import torch
+    @property
+    def modules(self) -> Sequence[Any]:
+        """The torch modules."""
+        return [part for name, part in self.components.items() if part is not None and name in _MODULES]
 
+    def make(self, kind: str, node: Diffusion, asked: Sequence[Asked], **common: Any) -> list[Made]:
+        """Run the diffusers pipeline class `kind` for some pictures of one size; each one's noise is that of a CPU
+        generator of its own, on every device."""
         # diffusers' schedulers turn tensors into arrays in two ways that NumPy 2 deprecates.
         warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
         warnings.filterwarnings("ignore", "__array_wrap__ must accept context", DeprecationWarning)
         library: Any = import_module("diffusers")
-        pipeline = self._pipeline(library, getattr(library, kind), node.scheduler)
+        pipeline_class = getattr(library, kind)
+        prompts = list(dict.fromkeys(each.prompt for each in asked))
+
+        def encode(some: Sequence[str]) -> list[dict[str, Any]]:
+            pipeline = self._pipeline(library, pipeline_class, node.scheduler)
+            return [self._encoded(pipeline, node, prompt) for prompt in some]
+
+        # One prompt after another, since tokenizers have a state; in a lane, so that the arithmetic is the same there.
+        encoded = {prompt: self.place.spread([prompt], encode)[0] for prompt in prompts}
+        return self.place.spread(asked, lambda some: self._made(library, pipeline_class, node, some, encoded, common))
+
+    def _encoded(self, pipeline: Any, node: Diffusion, prompt: str) -> dict[str, Any]:
+        """What the text encoders make of a prompt and of the negative one, as arguments of the pipeline."""
+        import torch
+
+        with torch.inference_mode():
+            embeds = pipeline.encode_prompt(
+                prompt=prompt, negative_prompt=node.negative_prompt or None,  # None, not "", asks for what the model learned
+                do_classifier_free_guidance=node.guidance_scale > 1, device=self.components["unet"].device,
+            )
+        return dict(zip(_EMBEDS, embeds, strict=True))
+
+    def _made(
+        self, library: Any, pipeline_class: Any, node: Diffusion, asked: Sequence[Asked],
+        encoded: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any],
+    ) -> list[Made]:
+        import torch
+
+        pipeline = self._pipeline(library, pipeline_class, node.scheduler)
         last: dict[str, Any] = {}
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -104,31 +151,43 @@ class Parts:
             progress(step + 1, pipe.num_timesteps)
             return {}
 
+        given = {name: _together([each.given[name] for each in asked]) for name in asked[0].given}
+        for name in _EMBEDS:
+            embeds = [encoded[each.prompt][name] for each in asked]
+            given[name] = None if embeds[0] is None else torch.cat(embeds)
+        generators = [torch.Generator("cpu").manual_seed(each.seed) for each in asked]
         try:
             with torch.inference_mode():
-                picture = pipeline(
-                    prompt=prompt,
-                    negative_prompt=node.negative_prompt or None,  # None, not "", asks for what the model learned
+                pictures = pipeline(
                     num_inference_steps=node.num_inference_steps, guidance_scale=node.guidance_scale,
-                    generator=torch.Generator("cpu").manual_seed(seed), output_type="np",
-                    callback_on_step_end=after_step, callback_on_step_end_tensor_inputs=["latents"], **arguments,
-                ).images[0]
+                    generator=generators, output_type="np", callback_on_step_end=after_step,
+                    callback_on_step_end_tensor_inputs=["latents"], **given, **common,
+                ).images
         finally:  # a call that failed half-way leaves the VAE in the float32 that it decodes in
             if self.components["vae"].dtype != self.components["unet"].dtype:
                 self.components["vae"].to(dtype=self.components["unet"].dtype)
+        latents = last["latents"].float().cpu().numpy()
+        return [
+            Made(_pixels(picture), latents[i], self._info(pipeline, node, each, picture.shape))
+            for i, (each, picture) in enumerate(zip(asked, pictures, strict=True))
+        ]
+
+    def _info(self, pipeline: Any, node: Diffusion, asked: Asked, shape: Sequence[int]) -> dict[str, Any]:
+        """What makes the picture again."""
         order = getattr(pipeline.scheduler, "order", 1)
         info: dict[str, str | int | float | bool | None] = {
-            "prompt": prompt, "negative_prompt": node.negative_prompt, "seed": seed,
+            "prompt": asked.prompt, "negative_prompt": node.negative_prompt, "seed": asked.seed,
             "num_inference_steps": -(-pipeline.num_timesteps // order), "guidance_scale": node.guidance_scale,
-            "scheduler": type(pipeline.scheduler).__name__, "width": picture.shape[1], "height": picture.shape[0],
+            "scheduler": type(pipeline.scheduler).__name__, "width": shape[1], "height": shape[0],
             "model": self.name,
         }
         if node.scheduler:
             info["scheduler_name"] = node.scheduler
-        if lost := self._unread(prompt):
+        with _tokenizing:
+            lost = self._unread(asked.prompt)
+        if lost:
             info["note"] = f"the model reads only the beginning of the prompt; left out: {lost}"
-        pixels = np.round(np.nan_to_num(picture).clip(0, 1) * 255).astype(np.uint8)
-        return Made(pixels, last["latents"][0].float().cpu().numpy(), info)
+        return info
 
     def _pipeline(self, library: Any, kind: Any, scheduler: str | None) -> Any:
         base = self.components["scheduler"]
@@ -145,6 +204,38 @@ class Parts:
         tokenizer = self.components["tokenizer_2"]
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         return str(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])).strip()
+
+
+def by_size(
+    sizes: Sequence[Any], asked: Sequence[Asked], work: Callable[[Any, Sequence[Asked]], list[Made]]
+) -> list[Made]:
+    """`work(size, some)` on those pictures together that have one size, results in order."""
+    found: dict[int, Made] = {}
+    for size in dict.fromkeys(sizes):
+        group = [i for i, each in enumerate(sizes) if each == size]
+        found.update(zip(group, work(size, [asked[i] for i in group]), strict=True))
+    return [found[i] for i in range(len(asked))]
+
+
+_MODULES = ("unet", "vae", "text_encoder", "text_encoder_2")
+_EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+"""What `encode_prompt` gives, in its order, and what the pipelines take it as."""
+
+_tokenizing = threading.Lock()
+"""Fast tokenizers keep a state, and serve one thread at a time."""
+
+
+def _together(values: list[Any]) -> Any:
+    """The pictures of a batch as the pipelines take them: Pillow images as a list, tensors (1, …) as one."""
+    if not hasattr(values[0], "ndim"):
+        return values
+    import torch
+
+    return torch.cat(values)
+
+
+def _pixels(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.round(np.nan_to_num(picture).clip(0, 1) * 255).astype(np.uint8)
 
 
 _CHATTER = (
@@ -178,7 +269,7 @@ def load_parts(place: Place) -> Parts:
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     flags = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
     config = {name: pipeline.config[name] for name in flags if name in pipeline.config}
-    return Parts(dict(pipeline.components), config, _name(place.folder))
+    return Parts(dict(pipeline.components), config, _name(place.folder), place)
 
 
 def _variant(folder: Path) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from nodes.artifacts import Embedding, Image
 from nodes.base import Model, Node
-from nodes.models import Place, held
+from nodes.resident import Place, held
 from nodes.vision import Vision, load_vision
 
 
@@ -25,6 +25,10 @@ class Embed(Node):
 
     version: ClassVar[str] = "1"
     model: Model = Model(role="embed")
+
+    def prepare(self) -> None:
+        with held(self.model, _load):
+            pass
 
     def run(self, image: Image) -> Embedding:
         return self.run_batch([image])[0]

@@ -7,6 +7,7 @@
     │   ├── ArtifactError      a value that is not what its type promises
     │   ├── InputError         a file or value a node cannot work on
     │   ├── ModelError         a model that is absent, or is not of the kind a node needs
+    │   ├── OutOfMemory        memory is too short for what a node was to do at once
     │   ├── StoreError         a store that cannot be used
     │   └── ServerError        the Prefect server does not answer
     └── Damaged                a stored value does not match its digest: a miss, never a result
@@ -41,6 +42,10 @@ class InputError(UserError):
 
 class ModelError(UserError):
     """A model that is absent, cannot be read, or is not of the kind that a node needs."""
+
+
+class OutOfMemory(UserError):
+    """Memory is too short for what a node was to do at once: fewer items at a time may do."""
 
 
 class StoreError(UserError):

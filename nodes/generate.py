@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from nodes.artifacts import Image, Latents
 from nodes.base import Model
-from nodes.diffusion import Diffusion, load_parts
-from nodes.models import held
+from nodes.batches import in_batches
+from nodes.diffusion import Asked, Diffusion, Made, Parts, load_parts
+from nodes.resident import held, shortage
 
 Side = Annotated[int, Field(ge=64, le=8192, multiple_of=8)]
 
@@ -24,8 +27,8 @@ class Generated(NamedTuple):
 class Generate(Diffusion):
     """Make pictures from a prompt: SDXL (Podell et al. 2023).
 
-    `count` pictures, of seed `seed`, `seed + 1`, …, each made alone: in a batch the last bits of the arithmetic
-    differ (measured on a CPU: one colour value in 16,000, by 1), and a picture must be the same however it is made.
+    `count` pictures, of seed `seed`, `seed + 1`, …, each the same as when it is made alone: to the last bit on a
+    processor; on a GPU the arithmetic of a batch differs in its last bits.
     `width` and `height` are in pixels, multiples of 8, and by default the model's own. With `denoising_end` (0..1)
     the sampler stops at that part of the way: the latents still hold noise, for a `Refine` with the same
     `denoising_start`, and the pictures show that state. `guidance_scale` is that of classifier-free guidance (Ho and
@@ -36,7 +39,7 @@ class Generate(Diffusion):
         ModelError: the model is absent or is not SDXL.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     model: Model = Model(role="generate")
     prompt: str
     width: Side | None = None
@@ -45,14 +48,26 @@ class Generate(Diffusion):
     denoising_end: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def run(self) -> Generated:
-        images, latents = [], []
+        return self.run_batch([self.prompt])[0]
+
+    def run_batch(self, prompt: list[str]) -> list[Generated]:
+        """The pictures of each prompt."""
+        asked = [Asked(each, seed) for each in prompt for seed in range(self.seed, self.seed + self.count)]
         with held(self.model, load_parts) as parts:
-            for seed in range(self.seed, self.seed + self.count):
-                made = parts.call(
-                    "StableDiffusionXLPipeline", self, self.prompt, seed,
-                    width=self.width or parts.size, height=self.height or parts.size, denoising_end=self.denoising_end,
-                )
-                info = made.info if self.denoising_end is None else {**made.info, "denoising_end": self.denoising_end}
-                images.append(Image(made.pixels, info=info))
-                latents.append(Latents(made.latents, parts.scaling, info=info))
-        return Generated(images, latents)
+            made = in_batches(asked, partial(self._made, parts))
+            pictures = [self._picture(parts, each) for each in made]
+        return [
+            Generated(*map(list, zip(*pictures[start : start + self.count], strict=True)))
+            for start in range(0, len(pictures), self.count)
+        ]
+
+    def _made(self, parts: Parts, asked: Sequence[Asked]) -> list[Made]:
+        with shortage(self.model):
+            return parts.make(
+                "StableDiffusionXLPipeline", self, asked, width=self.width or parts.size, height=self.height or parts.size,
+                denoising_end=self.denoising_end,
+            )
+
+    def _picture(self, parts: Parts, made: Made) -> tuple[Image, Latents]:
+        info = made.info if self.denoising_end is None else {**made.info, "denoising_end": self.denoising_end}
+        return Image(made.pixels, info=info), Latents(made.latents, parts.scaling, info=info)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,10 @@ from pydantic import Field, model_validator
 
 from nodes.artifacts import Image, Masks
 from nodes.base import Model
-from nodes.diffusion import Diffusion, Parts, like, load_parts, resized
+from nodes.diffusion import Asked, Diffusion, Parts, by_size, like, load_parts, resized
 from nodes.errors import InputError
-from nodes.models import held
 from nodes.refine import enough_steps
+from nodes.resident import held
 
 Mask = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -36,8 +37,6 @@ class Inpaint(Diffusion):
     side; a picture that is no larger than the model's side goes as a whole. `strength` (0..1) is the part of the way
     that noise is added for: 1 paints anew, less keeps something of what was there.
 
-    Pictures go through the model one at a time, since a batch changes single values (see `Generate`).
-
     Without a mask, or with an empty one, the picture passes unchanged and its info says so.
 
     Raises:
@@ -45,7 +44,7 @@ class Inpaint(Diffusion):
         ModelError: the model is absent or is not SDXL.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     model: Model = Model(role="inpaint")
     prompt: str
     strength: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -60,43 +59,74 @@ class Inpaint(Diffusion):
         return self
 
     def run(self, image: Image, mask: Masks | None = None) -> Image:
-        if mask is not None and mask.layers.shape[1:] != image.pixels.shape[:2]:
+        return self.run_batch([image], [mask], [self.prompt])[0]
+
+    def run_batch(self, image: list[Image], mask: list[Masks | None], prompt: list[str]) -> list[Image]:
+        """One result for each picture with its mask and prompt."""
+        made = [picture.with_info(note="no mask: passed unchanged") for picture in image]
+        weights = [self._weight(picture, masks) for picture, masks in zip(image, mask, strict=True)]
+        covered = [i for i, weight in enumerate(weights) if weight is not None]
+        if not covered:
+            return made
+        with held(self.model, load_parts) as parts:
+            cuts = [_cut(parts, image[i], weights[i], self.padding) for i in covered]
+            asked = [
+                Asked(prompt[i], self.seed, {"image": cut.part, "mask_image": cut.region})
+                for i, cut in zip(covered, cuts, strict=True)
+            ]
+            painted = by_size([cut.part.size for cut in cuts], asked, lambda size, some: parts.make(
+                "StableDiffusionXLInpaintPipeline", self, some, width=size[0], height=size[1], strength=self.strength))
+        for i, cut, each in zip(covered, cuts, painted, strict=True):
+            made[i] = Image(_pasted(image[i], cut, each.pixels), info={**each.info, "strength": self.strength})
+        return made
+
+    def _weight(self, image: Image, mask: Masks | None) -> Mask | None:
+        """uint8 (H, W): how much of each pixel is repainted, from 0 not at all to 255 fully; None where nothing is."""
+        if mask is None:
+            return None
+        if mask.layers.shape[1:] != image.pixels.shape[:2]:
             height, width = mask.layers.shape[1:]
             raise InputError(
                 f"Inpaint: the mask is {width}×{height} pixels and the picture {image.width}×{image.height}"
             )
-        weight = None if mask is None else self._weight(mask.union)
-        if weight is None or not weight.any():
-            return image.with_info(note="no mask: passed unchanged")
-        with held(self.model, load_parts) as parts:
-            return self._painted(parts, image, weight)
-
-    def _weight(self, union: Mask) -> Mask:
-        """uint8 (H, W): how much of each pixel is repainted, from 0 not at all to 255 fully."""
+        union = mask.union
         if not union.any():
-            return union
+            return None
         expand = (0 if self.invert else 4) if self.mask_expand is None else self.mask_expand
         full = widened(255 - union if self.invert else union, expand)
-        return faded(full, self.mask_blur) if full.any() else full
+        return faded(full, self.mask_blur) if full.any() else None
 
-    def _painted(self, parts: Parts, image: Image, weight: Mask) -> Image:
-        from PIL import Image as pil
 
-        left, top, right, bottom = surroundings(weight, self.padding, parts.size)
-        width, height = model_size(right - left, bottom - top, parts.size)
-        part = resized(image.rgb[top:bottom, left:right], width, height)
-        inside = pil.fromarray(weight[top:bottom, left:right]).resize((width, height), pil.Resampling.BILINEAR)
-        region = whole_cells(np.asarray(inside) >= 128, parts.vae_scale)
-        made = parts.call(
-            "StableDiffusionXLInpaintPipeline", self, self.prompt, self.seed, image=pil.fromarray(part),
-            mask_image=pil.fromarray(region), width=width, height=height, strength=self.strength,
-        )
-        new = image.rgb.copy()
-        new[top:bottom, left:right] = resized(made.pixels, right - left, bottom - top)
-        share = weight[..., None].astype(np.float32) / 255
-        blended = np.round(image.pixels * (1 - share) + like(image, new) * share).astype(np.uint8)
-        pixels = np.where(weight[..., None] == 0, image.pixels, blended)
-        return Image(pixels, info={**made.info, "strength": self.strength})
+@dataclass(frozen=True)
+class _Cut:
+    """What of a picture goes through the model: its place, that part at the model's size, and the region to repaint
+    there; and the weight of the whole picture."""
+
+    box: Box
+    part: Any
+    region: Any
+    weight: Mask
+
+
+def _cut(parts: Parts, image: Image, weight: Any, padding: int) -> _Cut:
+    from PIL import Image as pil
+
+    left, top, right, bottom = box = surroundings(weight, padding, parts.size)
+    width, height = model_size(right - left, bottom - top, parts.size)
+    part = pil.fromarray(resized(image.rgb[top:bottom, left:right], width, height))
+    inside = pil.fromarray(weight[top:bottom, left:right]).resize((width, height), pil.Resampling.BILINEAR)
+    region = pil.fromarray(whole_cells(np.asarray(inside) >= 128, parts.vae_scale))
+    return _Cut(box, part, region, weight)
+
+
+def _pasted(image: Image, cut: _Cut, painted: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture with what was painted in its place, by the weight of each pixel."""
+    left, top, right, bottom = cut.box
+    new = image.rgb.copy()
+    new[top:bottom, left:right] = resized(painted, right - left, bottom - top)
+    share = cut.weight[..., None].astype(np.float32) / 255
+    blended = np.round(image.pixels * (1 - share) + like(image, new) * share).astype(np.uint8)
+    return np.where(cut.weight[..., None] == 0, image.pixels, blended)
 
 
 def widened(mask: Mask, by: int) -> Mask:

@@ -1,6 +1,6 @@
-"""Where models come from and where they live: sets of models by role, their identity for the cache, and the resident ones.
+"""Where models come from: sets of models by role, the folders they lie in, and their identity for the cache.
 
-Importing this imports no torch; a model is located and identified by looking at files only.
+Knows no torch: a model is located and identified by looking at files only.
 """
 
 from __future__ import annotations
@@ -8,18 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
 
 from nodes.base import Model
 from nodes.errors import ModelError, nearest
-
-T = TypeVar("T")
 
 _SHIPPED = Path(__file__).parent / "toybox"
 TOYBOX = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parent.parent / "models" / "toybox"
@@ -123,54 +118,3 @@ def identity(source: str, digest_of: Callable[[Path], str]) -> str:
 def device_is_cpu() -> bool:
     """Whether models run on the CPU, told without importing torch: no NVIDIA driver on the machine, or none to be used."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/proc/driver/nvidia/version").exists()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how a model is to be loaded: the folder, `cpu` or `cuda`, and the torch dtype."""
-
-    folder: Path
-    device: str
-    dtype: Any
-
-
-_resident: dict[tuple[str, str], Any] = {}
-_lock = threading.RLock()
-
-
-@contextmanager
-def held(model: Model, load: Callable[[Place], T]) -> Iterator[T]:
-    """The loaded model, for the length of the block; loaded once per process, and one block at a time.
-
-    Raises:
-        ModelError: it is absent, or its files are not of the kind that `load` reads.
-    """
-    with _lock:
-        name = (f"{load.__module__}.{load.__qualname__}", model.source)
-        if name not in _resident:
-            _resident[name] = _load(model, load)
-        yield _resident[name]
-
-
-def _load(model: Model, load: Callable[[Place], T]) -> T:
-    if not model.source:
-        raise ModelError(f'no model is named for the role "{model.role}": give the node a model, a hub id or a folder')
-    found = locate(model.source)
-    import torch
-    from safetensors import SafetensorError
-
-    cpu = device_is_cpu() or not torch.cuda.is_available()
-    place = Place(found.folder, "cpu" if cpu else "cuda", torch.float32 if cpu else torch.float16)
-    try:
-        return load(place)
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(f'model "{model.source}" cannot be loaded for the role "{model.role}": {first}') from error
-
-
-def release() -> None:
-    """Let go of all resident models."""
-    with _lock:
-        _resident.clear()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nodes.artifacts import Image
-from nodes.models import Place
+from nodes.resident import Place
 
 T = TypeVar("T")
 
@@ -31,11 +31,19 @@ class Vision:
         """The tensor (1, 3, h, w) that the model is to see, on the CPU in float32."""
         return self.processor(images=[seen(picture)], return_tensors="pt")["pixel_values"]
 
-    def batched(self, pictures: Sequence[Image], work: Callable[[Any, list[int]], Sequence[T]]) -> list[T]:
-        """`work(tensor, indices)` on those pictures together that the processor brings to one size, results in order.
+    @property
+    def modules(self) -> Sequence[Any]:
+        """The torch modules."""
+        return (self.model,)
+
+    def batched(self, pictures: Sequence[Image], work: Callable[[Any, Sequence[Image]], Sequence[T]]) -> list[T]:
+        """`work(tensor, pictures)` on those pictures together that the processor brings to one size, results in order.
 
         Pictures of other sizes would have to be padded, and padding changes what the model sees.
         """
+        return self.place.spread(pictures, lambda share: self._batched(share, work))
+
+    def _batched(self, pictures: Sequence[Image], work: Callable[[Any, Sequence[Image]], Sequence[T]]) -> list[T]:
         import torch
 
         tensors = [self.pixels(picture) for picture in pictures]
@@ -46,7 +54,7 @@ class Vision:
         for group in groups.values():
             together = torch.cat([tensors[index] for index in group]).to(self.place.device, self.place.dtype)
             with torch.inference_mode():
-                found.update(zip(group, work(together, group), strict=True))
+                found.update(zip(group, work(together, [pictures[index] for index in group]), strict=True))
         return [found[index] for index in range(len(pictures))]
 
 

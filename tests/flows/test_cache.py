@@ -11,8 +11,8 @@ import pytest
 
 from flows.execute import Execution
 from flows.pipeline import Pipeline
-from flows.plan import Planner, make_plan
-from flows.store import Store
+from flows.plan import Call, Planner, make_plan
+from flows.store import Ref, Store
 from tests import toys
 from tests.flows.conftest import Run, states
 
@@ -154,16 +154,20 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-def first_ref(execution: Execution, step: str) -> object:
-    from flows.graph import Wire
+def first_call(execution: Execution, step: str, index: int = 0) -> Call:
+    return list(execution.walk(step))[index]
 
-    return execution.planner.elements.value(Wire(step, "output"), (0,))
+
+def first_ref(execution: Execution, step: str) -> Ref:
+    manifest = first_call(execution, step).manifest
+    assert manifest
+    return next(manifest.refs())
 
 
 def test_a_damaged_value_is_made_again_and_said(photos: Path, run: Run, tmp_path: Path) -> None:
     ran = run(chain(photos))
     ref = first_ref(ran, "negative")
-    damage(Store(tmp_path / "store").blob_path(ref.digest))  # type: ignore[attr-defined]
+    damage(Store(tmp_path / "store").blob_path(ref.digest))
     fresh = Store(tmp_path / "store")
     execution = Execution(Pipeline.from_yaml(chain(photos)).graph({"threshold": 199}), fresh)
     execution.run()
@@ -174,7 +178,7 @@ def test_a_damaged_value_is_made_again_and_said(photos: Path, run: Run, tmp_path
 
 def test_a_damaged_manifest_is_a_miss_that_is_said(photos: Path, run: Run, store: Store) -> None:
     ran = run(chain(photos))
-    key = ran.planner.call(ran.graph.steps["negative"], (1,)).key
+    key = first_call(ran, "negative", 1).key
     damage(store.manifest_path(key))
     again = run(chain(photos))
     assert states(again)["negative"] == "1 ran, 2 cached"
@@ -191,7 +195,7 @@ def test_what_was_removed_from_the_store_runs_again(photos: Path, run: Run, stor
 
 def test_verify_names_and_removes_what_is_damaged(photos: Path, run: Run, store: Store) -> None:
     ran = run(chain(photos))
-    digest = first_ref(ran, "photo").digest  # type: ignore[attr-defined]
+    digest = first_ref(ran, "photo").digest
     damage(store.blob_path(digest))
     found = store.verify()
     assert found[0] == f"value {digest[:12]} is damaged"
@@ -206,7 +210,7 @@ def test_results_do_not_depend_on_windows_or_batches(photos: Path, run: Run, tmp
             Pipeline.from_yaml(chain(photos)).graph(), Store(tmp_path / f"store-{window}"), window=window, batch=batch
         )
         execution.run()
-        digests.add(tuple(first_ref(execution, step).digest for step in ("photo", "negative", "spot")))  # type: ignore[attr-defined]
+        digests.add(tuple(first_ref(execution, step).digest for step in ("photo", "negative", "spot")))
     assert len(digests) == 1
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flows.execute import Execution
-from flows.pipeline import Pipeline, _read
+from flows.pipeline import Pipeline
 from flows.store import Store
 from nodes.errors import PipelineError
 from tests import toys
@@ -16,7 +16,7 @@ from tests.flows.conftest import Run, states
 
 
 def values(execution: Execution, step: str, output: str = "output") -> list:  # type: ignore[type-arg]
-    return list(_read(execution, step, output))
+    return [value for _, value in execution.values(step, output)]
 
 
 def test_one_bad_picture_fails_alone_and_its_downstream_is_skipped(photos: Path, run: Run) -> None:
@@ -27,7 +27,7 @@ steps:
   photo: {{node: Grey, path: "{photos}"}}
   fussy: {{node: Fussy, image: photo}}
   negative: {{node: Invert, image: fussy}}
-""")
+""", batch=3)
     assert states(ran) == {"photo": "3 ran", "fussy": "2 ran, 1 failed", "negative": "2 ran, 1 skipped"}
     assert toys.calls.count("Fussy×3") == 1
     (failure,) = ran.result.failures

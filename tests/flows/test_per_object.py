@@ -99,7 +99,15 @@ def test_another_strength_runs_the_objects_and_what_puts_them_back(scenes: Path,
     assert values(execution, "pasted")[0].pixels[2, 2, 0] == 200
 
 
+def test_a_plan_of_what_never_ran_waits_from_the_first_object_on(scenes: Path, store: Store) -> None:
+    graph = Pipeline.from_yaml(PER_OBJECT).graph()
+    planned = {step.name: step.states() for step in make_plan(Planner(graph, store), set(graph.steps))}
+    assert planned == {
+        "photo": {"run": 3}, "spots": {"depends on photo": 3}, "cut": {"depends on photo": 3},
+        "fussy": {"depends on cut": 1}, "darker": {"depends on fussy": 1}, "pasted": {"depends on photo": 3},
+    }
+
+
 def test_names_of_objects_are_the_pictures_and_their_number(scenes: Path, run: Run) -> None:
     ran = run(PER_OBJECT)
-    elements = ran.planner.elements
-    assert [elements.id_of(("photo", "cut"), position) for position in elements.positions(("photo", "cut"))] == ["a/0", "c/0"]
+    assert [call.id for call in make_plan(Planner(ran.graph, ran.store), set(ran.graph.steps))[3].calls] == ["a/0", "c/0"]

@@ -9,7 +9,7 @@ import pytest
 from nodes import Generate, Model
 from nodes.diffusion import SCHEDULERS, SchedulerName, load_parts
 from nodes.errors import ModelError
-from nodes.models import held
+from nodes.resident import held
 from nodes.running import listening
 
 

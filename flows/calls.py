@@ -1,0 +1,189 @@
+"""Calls nodes: reads their inputs, gives them several elements at once where they take them, checks and keeps what comes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.check import rendered
+from flows.clock import Clock
+from flows.graph import Bound
+from flows.plan import Call, Planner
+from flows.results import Failure
+from flows.store import Manifest, Ref, Store
+from nodes.artifacts import Artifact
+from nodes.base import Model, Node, Source
+from nodes.batches import BatchSize, grouping
+from nodes.errors import Damaged, OutOfMemory, PhotoloomError, UserError
+from nodes.running import listening
+
+Outcome = Manifest | Failure
+Part = Callable[[Bound, int, int], None]
+
+
+class Caller:
+    """Calls nodes against a store. `remake` makes a step's value again whose stored bytes are damaged; `part` hears how far
+    a node is; `batch` is the size of batches, found by trying where it is None. Threads may share it."""
+
+    def __init__(
+        self, planner: Planner, store: Store, clock: Clock, remake: Callable[[str, Ref], None], part: Part | None = None,
+        batch: int | None = None,
+    ) -> None:
+        self._planner, self._store, self._clock, self._remake, self._part, self._batch = (
+            planner, store, clock, remake, part, batch,
+        )
+        self._sizes: dict[Any, tuple[BatchSize, BatchSize]] = {}
+
+    def size(self, step: Bound) -> int:
+        """How many elements of a step are to be called together now."""
+        return self._size(step)[0].size if _together(step) else 1
+
+    def _size(self, step: Bound) -> tuple[BatchSize, BatchSize]:
+        """The sizes of batches of elements, and of what the node makes of one; shared by steps of one kind and model."""
+        node = step.node
+        models = tuple(value for name in type(node).model_fields if isinstance(value := getattr(node, name), Model))
+        return self._sizes.setdefault((type(node), models), (BatchSize(self._batch), BatchSize(self._batch)))
+
+    def run(self, step: Bound, calls: Sequence[Call]) -> Iterator[tuple[Call, Outcome]]:
+        """Call the node. A batch that fails is halved until what fails alone is known; so is one that memory is short for."""
+        size, inner = self._size(step)
+        started = time.perf_counter()
+        try:
+            with grouping(inner):
+                values = self._call(step, calls)
+        except Exception as error:
+            if isinstance(error, OutOfMemory):
+                size.short(len(calls))
+            if len(calls) > 1:
+                middle = len(calls) // 2
+                yield from self.run(step, calls[:middle])
+                yield from self.run(step, calls[middle:])
+                return
+            yield calls[0], self._failure(step, calls[0], error)
+            return
+        seconds = time.perf_counter() - started
+        size.took(len(calls), seconds)
+        for call, value in zip(calls, values, strict=True):
+            yield call, self._keep(call, value, seconds / len(calls))
+
+    def _failure(self, step: Bound, call: Call, error: Exception) -> Failure:
+        known = isinstance(error, PhotoloomError | ValidationError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        if isinstance(error, OutOfMemory):
+            sizes = (f"{port} {_sizes(self._store.get(ref))}" for port, ref in call.inputs.items() if isinstance(ref, Ref))
+            text += f"; the inputs: {', '.join(sizes) or 'none'}"
+        return Failure(step.name, call.id, text, "" if known else "".join(traceback.format_exception(error)))
+
+    def _call(self, step: Bound, calls: Sequence[Call]) -> list[dict[str, Artifact | list[Artifact]]]:
+        part = self._part
+        heard = listening(lambda done, total: part(step, done, total)) if part else contextlib.nullcontext()
+        with self._clock("read"):
+            inputs = [self._inputs(call) for call in calls]
+        nodes = [self._node(step, given) for given in inputs]
+        with heard, self._clock(step.name):
+            if _together(step):
+                return self._call_together(step.node, nodes, inputs)
+            return [self._call_one(node, call, given) for node, call, given in zip(nodes, calls, inputs, strict=True)]
+
+    def _node(self, step: Bound, inputs: dict[str, Any]) -> Node:
+        """The step's node, its `${step}` texts filled in from the inputs, which are taken out of them."""
+        if not step.texts:
+            return step.node
+        return rendered(step, {name: inputs.pop(name) for name in list(inputs) if name not in step.node.ports})
+
+    @staticmethod
+    def _call_together(
+        node: Node, nodes: Sequence[Node], inputs: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Artifact | list[Artifact]]]:
+        given = {port: [each.get(port) for each in inputs] for port in node.ports}
+        varying = {name: [getattr(each, name) for each in nodes] for name in node.varying}
+        returned = type(node).run_batch(node, **given, **varying)
+        if not isinstance(returned, list) or len(returned) != len(nodes):
+            raise UserError(f"{type(node).__name__}.run_batch: expected a list of {len(nodes)}, got {_named(returned)}")
+        return [_outputs(node, each) for each in returned]
+
+    def _call_one(self, node: Node, call: Call, inputs: dict[str, Any]) -> dict[str, Artifact | list[Artifact]]:
+        if isinstance(node, Source):
+            inputs["file"] = self._planner.file_of(call.step, call.position)
+        return _outputs(node, type(node).run(node, **inputs))
+
+    def _inputs(self, call: Call) -> dict[str, Any]:
+        return {
+            port: _Listed(self, call.step.wires[port].step, ref) if isinstance(ref, tuple)
+            else ref and self.value(call.step.wires[port].step, ref)
+            for port, ref in call.inputs.items()
+        }
+
+    def value(self, step: str, ref: Ref) -> Artifact:
+        """A value that a step gave, made again if the store's copy is damaged."""
+        try:
+            return self._store.get(ref)
+        except Damaged:
+            self._remake(step, ref)
+            return self._store.get(ref)
+
+    def _keep(self, call: Call, value: Mapping[str, Artifact | list[Artifact]], seconds: float) -> Manifest:
+        with self._clock("store"):
+            outputs: dict[str, Ref | tuple[Ref, ...]] = {
+                name: tuple(self._store.put(each) for each in found) if isinstance(found, list) else self._store.put(found)
+                for name, found in value.items()
+            }
+            identity = self._planner.identities[call.step.name][0]
+            manifest = Manifest(outputs, identity, self._planner.inputs_of(call), seconds)
+            self._store.record(call.key, manifest)
+        return manifest
+
+
+class _Listed(Sequence[Artifact]):
+    """A join's input: reads its elements when asked, so that it does not hold them all."""
+
+    def __init__(self, caller: Caller, step: str, refs: tuple[Ref, ...]) -> None:
+        self._caller, self._step, self._refs = caller, step, refs
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._caller.value(self._step, self._refs[index])
+
+
+def _together(step: Bound) -> bool:
+    """Whether several elements can go to the node at once: it takes batches, and its texts differ only where it allows."""
+    return step.node.batches() and set(step.texts) <= step.node.varying
+
+
+def _sizes(value: Artifact) -> str:
+    return " and ".join(f"{array.dtype} {array.shape}" for array in value.arrays().values()) or type(value).__name__
+
+
+def _named(value: Any) -> str:
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__
+
+
+def _outputs(node: Node, returned: Any) -> dict[str, Artifact | list[Artifact]]:
+    """What `run` returned, by output, checked against what it declares.
+
+    Raises:
+        UserError: a value of another type.
+    """
+    ports = node.outputs
+    values = {"output": returned} if list(ports) == ["output"] else dict(zip(ports, returned, strict=False))
+    for name, port in ports.items():
+        found = values.get(name)
+        items = list(found) if port.many and isinstance(found, list | tuple) else [found]
+        if (port.many and not isinstance(found, list | tuple)) or not all(isinstance(item, port.type) for item in items):
+            wrong = next((item for item in items if not isinstance(item, port.type)), found)
+            where = "" if name == "output" else f" for {name}"
+            raise UserError(f"{type(node).__name__}.run: expected {port}{where}, got {_named(wrong)}")
+        if port.many:
+            values[name] = items
+    if len({len(v) for v in values.values() if isinstance(v, list)}) > 1:
+        raise UserError(f"{type(node).__name__}.run: its lists differ in length")
+    return values

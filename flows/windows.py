@@ -1,0 +1,66 @@
+"""In which order steps and windows of elements are gone through, and how large the windows are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from flows.elements import Elements
+from flows.graph import Bound, Graph, Lineage
+from flows.store import Store
+
+FIRST, LARGEST = 16, 256
+
+
+@dataclass(frozen=True)
+class Round:
+    """Steps that go together over one window of their outermost list; `window` is None where they run once. `following`
+    is the next window, empty after the last."""
+
+    steps: tuple[Bound, ...]
+    number: int = 0
+    window: range | None = None
+    following: range = range(0)
+
+
+def rounds(graph: Graph, elements: Elements, size: Callable[[], int], only: set[str]) -> Iterator[Round]:
+    """All steps with all windows of their outermost list, in an order in which what they rest on is through.
+
+    Steps between two joins over whole lists go together: window after window, and within a window step after step,
+    so that a model does all it can for the window before the next has its turn. `size` is asked for each window.
+    """
+    groups: dict[tuple[int, Lineage], list[Bound]] = {}
+    for step in graph:
+        if step.name in only:
+            groups.setdefault(graph.group(step), []).append(step)
+    for (_, root), steps in sorted(groups.items(), key=lambda item: item[0][0]):
+        if not root:
+            yield Round(tuple(steps))
+            continue
+        count, number, window = elements.count(root, ()) or 0, 0, range(0)
+        while number == 0 or window:
+            if number == 0:
+                window = range(min(size(), count))
+            following = range(window.stop, min(window.stop + size(), count))
+            yield Round(tuple(steps), number, window, following)
+            elements.let_go(steps, window)
+            number, window = number + 1, following
+
+
+class WindowSize:
+    """How many elements go through the steps together: `fixed`, or as many as memory holds by what those before took."""
+
+    def __init__(self, fixed: int | None, store: Store) -> None:
+        self._fixed, self._store = fixed, store
+        self._size = fixed or FIRST
+        self._budget = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 64, 256 * 2**20)
+
+    def size(self) -> int:
+        """The size of the next window."""
+        return self._size
+
+    def took(self, elements: int) -> None:
+        """A window of so many elements is through; the values it moved are still at the store's hand."""
+        if not self._fixed and elements and (each := self._store.at_hand // elements):
+            self._size = max(1, min(self._budget // each, 2 * self._size, LARGEST))

@@ -1,0 +1,226 @@
+"""The models in memory: loaded once per process, least recently used out when room is short, and how they are put to work.
+
+Importing this imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from nodes.base import Model
+from nodes.errors import ModelError, OutOfMemory
+from nodes.models import device_is_cpu, locate
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a model is loaded: the folder, `cpu` or `cuda`, the torch dtype, and whether it is light: small and on
+    a processor."""
+
+    folder: Path
+    device: str
+    dtype: Any
+    light: bool = False
+
+    def spread(self, items: Sequence[S], work: Callable[[Sequence[S]], list[T]]) -> list[T]:
+        """`work` on all items, as many together as makes it quick and changes no result; results in order.
+
+        A GPU takes them all at once. On a processor a light model works in one thread for each core, a share of the
+        items in each (see `nodes.exact`), and a large one takes one item at a time with all cores, since there a batch
+        gains nothing and changes the last bits.
+        """
+        if self.device != "cpu":
+            return work(items)
+        if not self.light:
+            return [result for item in items for result in work([item])]
+        lanes = _lanes()
+        share = -(-len(items) // cores()) or 1
+        parts = [items[start : start + share] for start in range(0, len(items), share)]
+        running = [lanes.submit(copy_context().run, work, part) for part in parts]
+        wait(running)
+        return [result for each in running for result in each.result()]
+
+
+def cores() -> int:
+    """How many threads may compute at once: `OMP_NUM_THREADS`, else the processors this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
+
+
+@cache
+def _lanes() -> ThreadPoolExecutor:
+    import torch
+
+    return ThreadPoolExecutor(cores(), "lane", initializer=torch.set_num_threads, initargs=(1,))
+
+
+# --- resident models ---
+
+
+class Loaded(Protocol):
+    """What a loader gives: something with torch modules in it."""
+
+    @property
+    def modules(self) -> Sequence[Any]:
+        """Its torch modules."""
+
+
+L = TypeVar("L", bound=Loaded)
+
+
+@dataclass
+class _Resident:
+    """A place in the registry: `lock` is held while the model is loaded or used, `bytes` are those of its weights."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    loaded: Any = None
+    bytes: int = 0
+    used: float = 0.0
+
+
+_registry: dict[tuple[str, str], _Resident] = {}
+_registry_lock = threading.Lock()
+
+loads: list[tuple[str, float]] = []
+"""Each loading of a model in this process: its source and the seconds it took."""
+
+
+@contextmanager
+def held(model: Model, load: Callable[[Place], L]) -> Iterator[L]:
+    """The loaded model, for the length of the block; loaded once per process, and one block at a time for each model.
+
+    Models stay in memory until room is needed for another: then the one not used for longest goes first.
+
+    Raises:
+        ModelError: it is absent, or its files are not of the kind that `load` reads.
+        OutOfMemory: memory was short inside the block; what could be freed has been.
+    """
+    name = (f"{load.__module__}.{load.__qualname__}", model.source)
+    with _registry_lock:
+        resident = _registry.setdefault(name, _Resident())
+    with resident.lock, shortage(model):
+        if resident.loaded is None:
+            _make_room(model, resident)
+            started = time.monotonic()
+            resident.loaded = _load(model, load)
+            loads.append((model.source, time.monotonic() - started))
+            resident.bytes = sum(tensor.nbytes for module in resident.loaded.modules for tensor in module.parameters())
+        resident.used = time.monotonic()
+        yield resident.loaded
+
+
+@contextmanager
+def shortage(model: Model) -> Iterator[None]:
+    """Says in our words that memory was short inside the block, after letting go of all models that nobody uses.
+
+    Raises:
+        OutOfMemory: it was.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_shortage(error):
+            raise
+        release()
+        raise OutOfMemory(f"memory is too short for the model {model.source} and what it was to do at once") from error
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether torch or NumPy could not get memory; on a CPU torch says so in words only."""
+    torch = sys.modules.get("torch")
+    return (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or (type(error) is RuntimeError and "can't allocate memory" in str(error))
+    )
+
+
+def _make_room(model: Model, newcomer: _Resident) -> None:
+    """Let go of the models not used for longest until the weights of all fit into the budget."""
+    folder = locate(model.source).folder
+    newcomer.bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    with _registry_lock:
+        others = sorted((r for r in _registry.values() if r is not newcomer and r.loaded), key=lambda r: r.used)
+    budget = memory_budget()
+    for resident in others:
+        if newcomer.bytes + sum(r.bytes for r in others if r.loaded) <= budget:
+            return
+        _let_go(resident)
+
+
+def memory_budget() -> int:
+    """What the weights of all resident models may take together, in bytes: `PHOTOLOOM_MODEL_MEMORY` (in GB), else eight
+    tenths of the GPU's memory, or half of the machine's."""
+    if wanted := os.environ.get("PHOTOLOOM_MODEL_MEMORY"):
+        try:
+            return int(float(wanted) * 10**9)
+        except ValueError:
+            raise ModelError(f'PHOTOLOOM_MODEL_MEMORY: expected a number of GB, got "{wanted}"') from None
+    if not device_is_cpu():
+        import torch
+
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(0).total_memory * 0.8)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _let_go(resident: _Resident) -> None:
+    """Free a model, unless another thread is at it."""
+    if resident.lock.acquire(blocking=False):
+        try:
+            resident.loaded = None
+        finally:
+            resident.lock.release()
+
+
+def release() -> None:
+    """Let go of the resident models that nobody uses, and of the memory that torch keeps for later."""
+    with _registry_lock:
+        residents = list(_registry.values())
+    for resident in residents:
+        _let_go(resident)
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+LIGHT = 64 * 2**20
+"""Models whose weights take no more bytes than this on disk are light."""
+
+
+def _load(model: Model, load: Callable[[Place], L]) -> L:
+    if not model.source:
+        raise ModelError(f'no model is named for the role "{model.role}": give the node a model, a hub id or a folder')
+    found = locate(model.source)
+    import torch
+    from safetensors import SafetensorError
+
+    from nodes.exact import exact
+
+    cpu = device_is_cpu() or not torch.cuda.is_available()
+    weights = sum(path.stat().st_size for path in found.folder.rglob("*.safetensors"))
+    dtype = torch.float32 if cpu else torch.float16
+    place = Place(found.folder, "cpu" if cpu else "cuda", dtype, light=cpu and weights <= LIGHT)
+    try:
+        loaded = load(place)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(f'model "{model.source}" cannot be loaded for the role "{model.role}": {first}') from error
+    for module in loaded.modules if place.light else ():
+        exact(module)
+    return loaded
