@@ -32,7 +32,8 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 # The objects that the toybox scenes are drawn with; needed to train and evaluate only.
-sprites: install
+sprites: models/sprites/robot.webp
+models/sprites/robot.webp: | install
 	$(BIN)/python -m models.sprites
 
 # Trains the toybox models, each going on from its last checkpoint.
@@ -49,5 +50,11 @@ models: install sprites
 evaluate: install sprites
 	$(BIN)/python -m models.evaluate
 
-bench: install
+# Everything that docs/performance.md tells of.
+bench: install sprites
 	$(BIN)/python benchmarks/overhead/run.py
+	$(BIN)/python benchmarks/folder/run.py
+	$(BIN)/python benchmarks/folder/memory.py
+	$(BIN)/python benchmarks/folder/determinism.py
+	$(BIN)/python benchmarks/folder/gpu.py
+	$(BIN)/python benchmarks/graph_scale.py

@@ -1,4 +1,4 @@
-"""Draws the picture at the top of the README: `.venv/bin/python docs/pictures.py` runs the pipeline that it shows."""
+"""Draws the pictures of the README: `.venv/bin/python docs/pictures.py` runs the pipelines that they show."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ def main() -> None:
     pictures = [picture for name in NAMES for picture in row(EXAMPLES / f"{name}.png")]
     sheet = ContactSheet(columns=4, cell=256).run([Image.from_pil(picture) for picture in pictures])
     sheet.pil.save(HERE / "pictures" / "replace_object.png", optimize=True)
+    with pil.open(grid()) as picture:
+        picture.save(HERE / "pictures" / "sweep.png", optimize=True)
+
+
+def grid() -> Path:
+    """The grid of the README's sweep."""
+    pipeline = Pipeline.from_yaml(HERE.parent / "pipelines" / "generate_and_refine.yaml")
+    result = pipeline.run({"count": 1}, sweep={"guidance_scale": [1, 2, 4, 8], "seed": [7, 8]})
+    return Path(result.summary["grids"][0]["path"])
 
 
 def row(path: Path) -> list[pil.Image]:

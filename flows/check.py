@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -12,11 +14,15 @@ from pydantic import ValidationError
 
 from flows import sources
 from flows.graph import Bound, Graph, Lineage, Wire, order
-from flows.spec import REFERENCE, SIGNS, Spec, StepSpec, Value, shown
+from flows.reading import Value
+from flows.spec import REFERENCE, SIGNS, Models, Spec, StepSpec, shown
 from nodes.artifacts import Artifact, Score, Text
 from nodes.base import Model, Node, Port, Source, outputs_of, with_model_sources
 from nodes.errors import ModelError, PipelineError, Problem, nearest
-from nodes.models import SETS, source_of
+from nodes.models import SETS, filled
+
+HINTED_NAMES = 200_000
+"""Names compared in search of the nearest one for all of a pipeline's problems; after that they come without a hint."""
 
 
 @dataclass
@@ -36,21 +42,39 @@ class _Draft:
 
 
 class _Binder:
-    def __init__(self, spec: Spec, classes: Mapping[str, type[Node]], given: Mapping[str, Value], models: Any) -> None:
+    def __init__(
+        self, spec: Spec, classes: Mapping[str, type[Node]], given: Mapping[str, Value], models: Models | None
+    ) -> None:
         self.spec, self.classes, self.given = spec, classes, given
         self.problems: list[Problem] = []
+        self.compared = 0
+        self.givers: dict[type[Artifact], list[tuple[str, str]]] = {}
         self.values = {name: param.default for name, param in spec.params.items()}
         self.models = self._models(models)
 
     def fault(self, message: str, *path: str | int) -> None:
         self.problems.append(self.spec.problem(message, *path))
 
+    def nearest(self, name: str, known: Collection[str]) -> str:
+        """The nearest name known, as long as the time for it is linear in the size of the pipeline."""
+        self.compared += len(known)
+        return nearest(name, known) if self.compared <= HINTED_NAMES else ""
+
+    def giving(self, kind: type[Artifact], but: str) -> list[str]:
+        """Up to three wires that carry a type, from other steps than `but`."""
+        if kind not in self.givers:
+            self.givers[kind] = [
+                (name, str(Wire(name, output.name))) for name, step in self.spec.steps.items() if step.node in self.classes
+                for output in self.classes[step.node].outputs.values() if issubclass(output.type, kind)
+            ]
+        return list(islice((wire for name, wire in self.givers[kind] if name != but), 3))
+
     # --- what the caller gives ---
 
     def take_given(self) -> None:
         for name, value in self.given.items():
             if name not in self.spec.params:
-                self.problems.append(Problem(f'unknown param "{name}"{nearest(name, self.spec.params)}'))
+                self.problems.append(Problem(f'unknown param "{name}"{self.nearest(name, self.spec.params)}'))
                 continue
             param = self.spec.params[name]
             if message := param.fault(value):
@@ -58,14 +82,22 @@ class _Binder:
             else:
                 self.values[name] = value
 
-    def _models(self, models: str | Mapping[str, str] | None) -> Mapping[str, str]:
+    def _models(self, models: Models | None) -> Mapping[str, str | Mapping[str, Value]]:
         chosen = self.spec.models if models is None else models
         if not isinstance(chosen, str):
-            return chosen
+            return {role: self._model(role, model) for role, model in chosen.items()}
         if chosen not in SETS:
-            message = f'unknown model set "{chosen}"{nearest(chosen, SETS)}'
+            message = f'unknown model set "{chosen}"{self.nearest(chosen, SETS)}'
             self.problems.append(Problem(message) if models is not None else self.spec.problem(message, "models"))
         return SETS.get(chosen, SETS["toybox"])
+
+    def _model(self, role: str, model: str | Mapping[str, Value]) -> str | Mapping[str, Value]:
+        try:
+            filled(Model(role=role), {role: model})
+        except ModelError as error:
+            self.fault(str(error), "models", role)
+            return ""
+        return model
 
     # --- one step ---
 
@@ -73,7 +105,7 @@ class _Binder:
         where = ("steps", name)
         cls = self.classes.get(step.node)
         if cls is None:
-            self.fault(f'step "{name}": unknown node "{step.node}"{nearest(step.node, self.classes)}', *where, "node")
+            self.fault(f'step "{name}": unknown node "{step.node}"{self.nearest(step.node, self.classes)}', *where, "node")
             return None
         draft = _Draft(step, cls)
         for key, value in step.keys.items():
@@ -82,7 +114,7 @@ class _Binder:
             elif key in cls.model_fields:
                 draft.values[key] = self._value(name, draft, key, value)
             else:
-                known = nearest(key, [*cls.ports, *cls.model_fields])
+                known = self.nearest(key, [*cls.ports, *cls.model_fields])
                 self.fault(f'step "{name}": {step.node} has no param or port "{key}"{known}', *where, key)
         return draft
 
@@ -97,7 +129,7 @@ class _Binder:
         step, _, output = value.partition(".")
         where = ("steps", name, key)
         if step not in self.spec.steps:
-            self.fault(f'step "{name}": port "{port}": unknown step "{step}"{nearest(step, self.spec.steps)}', *where)
+            self.fault(f'step "{name}": port "{port}": unknown step "{step}"{self.nearest(step, self.spec.steps)}', *where)
             return None
         cls = self.classes.get(self.spec.steps[step].node)
         if cls is None:
@@ -107,7 +139,7 @@ class _Binder:
             return None
         output = output or next(iter(cls.outputs))
         if output not in cls.outputs:
-            known = nearest(output, cls.outputs)
+            known = self.nearest(output, cls.outputs)
             self.fault(f'step "{name}": port "{port}": "{step}" has no output "{output}"{known}', *where)
             return None
         return Wire(step, output)
@@ -130,7 +162,7 @@ class _Binder:
                     draft.wires[f"${{{reference}}}"] = wire
                     draft.texts[key] = ""
             else:
-                known = nearest(reference, [*self.values, *self.spec.steps])
+                known = self.nearest(reference, [*self.values, *self.spec.steps])
                 self.fault(f'step "{name}": {key}: unknown ${{{reference}}}{known}', "steps", name, key, *deeper)
                 return value
         if (whole := REFERENCE.fullmatch(value)) and whole[1] in self.values:
@@ -164,7 +196,7 @@ class _Binder:
         for key in draft.cls.model_fields:
             if isinstance(model := getattr(node, key), Model):
                 try:
-                    update[key] = Model(role=model.role, source=source_of(model, self.models))
+                    update[key] = filled(model, self.models)
                 except ModelError as error:
                     self.fault(f'step "{name}": {error}', "steps", name, key)
         return node.model_copy(update=update)
@@ -175,27 +207,19 @@ class _Binder:
             given = ", ".join(f"${{{found}}}" for found in REFERENCE.findall(draft.texts[key]))
             self.fault(f'step "{name}": {key}: {given} comes of a step, and a source\'s params must be known before anything '
                        "runs", "steps", name, key)
-        path, where = draft.values.get("path"), ("steps", name, "path")
-        if not isinstance(path, str) or not draft.cls.ports:
+        path, ports = draft.values.get("path"), draft.cls.ports
+        if not isinstance(path, str) or not ports:
             return
-        if not set(draft.cls.ports) & set(draft.spec.keys):
-            if places := sources.places_in(path):
-                port = next(iter(draft.cls.ports))
-                self.fault(f'step "{name}": path: {{{places[0]}}} is that of a picture, and none is wired'
-                           f"{self._such_as(port)}", *where)
-            return
-        for word in sources.mistyped(path):
-            self.fault(f'step "{name}": path: unknown {{{word}}}{nearest(word, sources.PLACES)}', *where)
+        wrong = [f"unknown {{{word}}}{self.nearest(word, sources.PLACES)}" for word in sources.mistyped(path)]
+        if not ports.keys() & draft.spec.keys.keys():
+            wrong = [f"{{{place}}} is that of a picture, and none is wired{self._such_as(next(iter(ports)))}"
+                     for place in sources.places_in(path)[:1]]
+        for message in wrong:
+            self.fault(f'step "{name}": path: {message}', "steps", name, "path")
 
     def _missing(self, name: str, cls: type[Node], port: Port) -> None:
-        fitting = [
-            f"{port.name}: {step}" if len(other.outputs) == 1 else f"{port.name}: {step}.{output.name}"
-            for step, other in ((s, self.classes.get(spec.node)) for s, spec in self.spec.steps.items())
-            if other and step != name
-            for output in other.outputs.values()
-            if issubclass(output.type, port.type)
-        ]
-        write = f"; write {' or '.join(fitting[:3])}" if fitting else f"; no step gives {port.type.__name__}"
+        fitting = [f"{port.name}: {wire}" for wire in self.giving(port.type, name)]
+        write = f"; write {' or '.join(fitting)}" if fitting else f"; no step gives {port.type.__name__}"
         self.fault(f'step "{name}": {cls.__name__} needs its port "{port.name}" ({port}){write}', "steps", name)
 
     def _param_fault(self, name: str, draft: _Draft, fault: Any) -> None:
@@ -284,8 +308,7 @@ class _Binder:
                 self.fault(f'step "{name}": {param}: {key} must give Text or Score, and gives {found.__name__}',
                            "steps", name, param)
         elif not issubclass(found, port.type):
-            fitting = [s for s, d in drafts.items() if s != name and any(
-                issubclass(o.type, port.type) for o in d.cls.outputs.values())]
+            fitting = self.giving(port.type, name)
             hint = f"; {port.type.__name__} comes from: {', '.join(fitting)}" if fitting else ""
             self.fault(f'step "{name}": port "{key}" of {draft.cls.__name__} takes {port.type.__name__}, '
                        f'and "{wire}" gives {found.__name__}{hint}', "steps", name, key)
@@ -308,22 +331,26 @@ class _Binder:
                        f"{self._such_as(port)}", "steps", name, port)
 
     def _such_as(self, port: str) -> str:
-        """`; write like: photo`: the first source that has a list of files of its own."""
-        for step, spec in self.spec.steps.items():
-            cls = self.classes.get(spec.node)
-            if cls and issubclass(cls, Source) and not set(cls.ports) & set(spec.keys):
-                return f"; write {port}: {step}"
-        return ""
+        """`; write like: photo`."""
+        return f"; write {port}: {self.files}" if self.files else ""
+
+    @cached_property
+    def files(self) -> str:
+        """The first step that has a list of files of its own, or nothing."""
+        known = ((name, step, self.classes.get(step.node)) for name, step in self.spec.steps.items())
+        return next((name for name, step, cls in known
+                     if cls and issubclass(cls, Source) and not cls.ports.keys() & step.keys.keys()), "")
 
     def outputs(self) -> tuple[Wire, ...]:
         found = []
         for index, value in enumerate(self.spec.outputs):
             step, _, output = value.partition(".")
             if step not in self.spec.steps:
-                self.fault(f'outputs: unknown step "{step}"{nearest(step, self.spec.steps)}', "outputs", index)
+                self.fault(f'outputs: unknown step "{step}"{self.nearest(step, self.spec.steps)}', "outputs", index)
             elif cls := self.classes.get(self.spec.steps[step].node):
                 if output and output not in cls.outputs:
-                    self.fault(f'outputs: "{step}" has no output "{output}"{nearest(output, cls.outputs)}', "outputs", index)
+                    known = self.nearest(output, cls.outputs)
+                    self.fault(f'outputs: "{step}" has no output "{output}"{known}', "outputs", index)
                 else:
                     found += [Wire(step, name) for name in ([output] if output else cls.outputs)]
         return tuple(found)
@@ -355,7 +382,7 @@ def bind(
     spec: Spec,
     classes: Mapping[str, type[Node]],
     values: Mapping[str, Value] | None = None,
-    models: str | Mapping[str, str] | None = None,
+    models: Models | None = None,
     allow: tuple[Path, ...] = (),
 ) -> Graph:
     """Check a pipeline and bind it: `values` for its params, `models` in place of its own set.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from gc import freeze, set_threshold
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,10 @@ app.add_typer(server_app, name="server")
 
 File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A pipeline's YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Give a param a value.")]
+Sweep = Annotated[list[str] | None, typer.Option(
+    "--sweep", metavar="K=V1,V2",
+    help="Run every combination of these values, and show the pictures on a grid; \"quote\" a value that holds a comma.",
+)]
 Models = Annotated[str | None, typer.Option(help="Use this model set.")]
 StoreAt = Annotated[Path, typer.Option("--store", help="The store's folder.")]
 Allow = Annotated[list[Path] | None, typer.Option(help="A further folder that the pipeline's own paths may lead to.")]
@@ -69,11 +75,7 @@ def _values(pipeline: Any, given: list[str] | None) -> dict[str, Any]:
 
     found = {}
     for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"--set {text}: write --set NAME=VALUE")
-        if name not in pipeline.spec.params:
-            raise UserError(f'--set {text}: unknown param "{name}"{nearest(name, pipeline.spec.params)}')
+        name, value = _pair(pipeline, "--set", text, "VALUE")
         found[name] = value_of(value, pipeline.spec.params[name])
     return found
 
@@ -87,9 +89,35 @@ def _size(option: str, text: str) -> int | None:
     return int(text)
 
 
+def _sweep(pipeline: Any, given: list[str] | None) -> dict[str, list[Any]]:
+    """`--sweep K=V1,V2`: each V is read as that of `--set`; one that holds a comma stands in double quotes, as in CSV."""
+    import csv
+
+    from flows.spec import value_of
+
+    found: dict[str, list[Any]] = {}
+    for text in given or []:
+        name, values = _pair(pipeline, "--sweep", text, "VALUE,VALUE")
+        if name in found:
+            raise UserError(f'--sweep {text}: "{name}" is swept already; write all its values in one --sweep')
+        rows = csv.reader(values.splitlines(), skipinitialspace=True)
+        found[name] = [value_of(value, pipeline.spec.params[name]) for row in rows for value in row]
+    return found
+
+
+def _pair(pipeline: Any, option: str, text: str, form: str) -> tuple[str, str]:
+    """The param that `NAME=…` names, and what follows."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{option} {text}: write {option} NAME={form}")
+    if name not in pipeline.spec.params:
+        raise UserError(f'{option} {text}: unknown param "{name}"{nearest(name, pipeline.spec.params)}')
+    return name, value
+
+
 @app.command()
 def run(
-    pipeline: File, set_: Set = None, models: Models = None, store: StoreAt = STORE,
+    pipeline: File, set_: Set = None, sweep: Sweep = None, models: Models = None, store: StoreAt = STORE,
     out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("outputs"),
     allow: Allow = None, own: Own = None, only: Only = None, force: Force = None,
     max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more elements than this have failed.")] = None,
@@ -104,8 +132,8 @@ def run(
     found = _pipeline(pipeline, own)
     with (Lines() if as_json else watcher()) as watched:
         result = found.run(
-            _values(found, set_), models=models, store=store, out=out, allow=allow or (), only=only or (),
-            force=force or (), max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say,
+            _values(found, set_), sweep=_sweep(found, sweep), models=models, store=store, out=out, allow=allow or (),
+            only=only or (), force=force or (), max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say,
             window=_size("--window", window), batch=_size("--batch", batch),
         )
     if as_json:
@@ -116,11 +144,12 @@ def run(
 
 
 def _told(summary: Any) -> None:
+    width = max([12, *map(len, summary["steps"])])
     for name, step in summary["steps"].items():
         states = ", ".join(f"{step[s]} {s}" for s in ("ran", "cached", "failed", "skipped") if step[s]) or "nothing to do"
         why = "; ".join(step["reasons"])
         notes = "".join(f"; {count} × {note}" for note, count in step["notes"].items())
-        print(f"{name:<12} {states:<24} {step['seconds']:>8.2f} s  {why}{notes}".rstrip())
+        print(f"{name:<{width}} {states:<24} {step['seconds']:>8.2f} s  {why}{notes}".rstrip())
     for failure in summary["failures"]:
         _say(f"failed: {failure['step']} {failure['id']}: {failure['error']}")
     if summary["stopped"]:
@@ -128,6 +157,10 @@ def _told(summary: Any) -> None:
     for step, files in summary["outputs"].items():
         if files:
             print(f"{step}: {len(files)} in {Path(summary['report']).parent / step}")
+    for output, grids in groupby(summary["grids"], lambda grid: grid["output"]):
+        paths = [grid["path"] for grid in grids]
+        where = paths[0] if len(paths) == 1 else Path(summary["report"]).parent / "grid" / output
+        print(f"{output}: {len(paths)} as a grid of the sweep: {where}")
     print(f"{summary['status']} in {summary['seconds']:.1f} s; report: {summary['report']}")
 
 
@@ -141,21 +174,24 @@ def check(pipeline: File, set_: Set = None, models: Models = None, own: Own = No
 
 @app.command()
 def plan(
-    pipeline: File, set_: Set = None, models: Models = None, store: StoreAt = STORE, allow: Allow = None, own: Own = None,
-    only: Only = None, force: Force = None, as_json: Json = False,
+    pipeline: File, set_: Set = None, sweep: Sweep = None, models: Models = None, store: StoreAt = STORE,
+    allow: Allow = None, own: Own = None, only: Only = None, force: Force = None, as_json: Json = False,
 ) -> None:
     """Say for each step and element what a run would do, and why."""
     found = _pipeline(pipeline, own)
     planned = found.plan(
-        _values(found, set_), models=models, store=store, allow=allow or (), only=only or (), force=force or ()
+        _values(found, set_), sweep=_sweep(found, sweep), models=models, store=store, allow=allow or (), only=only or (),
+        force=force or (),
     )
     if as_json:
         print(json.dumps({
             step.name: [{"id": call.id, "state": call.state, "reason": call.reason} for call in step.calls] for step in planned
         }, ensure_ascii=False))
         return
+    width = max([12, *(len(step.name) for step in planned)])
     for step in planned:
-        print(f"{step.name:<12} " + (", ".join(f"{count} {word}" for word, count in step.states().items()) or "nothing to do"))
+        states = ", ".join(f"{count} {word}" for word, count in step.states().items()) or "nothing to do"
+        print(f"{step.name:<{width}} {states}")
         for call in step.calls:
             if call.state == "run":
                 print(f"    {call.id or step.name}: {call.reason}")
@@ -257,6 +293,8 @@ def status() -> None:
 
 def main() -> None:
     """Entry point: user errors as one message, never a traceback."""
+    # Imports make a million objects that all live on: to look for garbage among them takes a fifth of a short run's time.
+    set_threshold(10_000)
     try:
         app()
     except UserError as error:
@@ -265,3 +303,5 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("interrupted; the same command takes up where this one stopped")
         raise SystemExit(130) from None
+    finally:
+        freeze()  # at exit there is nothing to look for either

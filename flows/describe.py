@@ -64,7 +64,7 @@ def json_schema(classes: Mapping[str, type[Node]]) -> dict[str, Any]:
         "properties": {
             "name": {"type": "string"},
             "description": {"type": "string"},
-            "models": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}]},
+            "models": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": _model()}]},
             "params": {"type": "object", "additionalProperties": {"anyOf": [
                 {"type": ["string", "number", "boolean", "array", "null"]},
                 {"type": "object", "required": ["default"], "additionalProperties": False, "properties": {
@@ -83,13 +83,20 @@ def json_schema(classes: Mapping[str, type[Node]]) -> dict[str, Any]:
     }
 
 
+def _model() -> dict[str, Any]:
+    found = {name: spec for name, spec in Model.model_json_schema()["properties"].items() if name != "role"}
+    options = {"type": "object", "required": ["source"], "additionalProperties": False, "properties": found}
+    words = "A hub id, id@revision or a folder; with options, a mapping."
+    return {"anyOf": [{"type": "string"}, options], "description": words}
+
+
 def _step(cls: type[Node]) -> dict[str, Any]:
     schema = cls.model_json_schema()
     properties: dict[str, Any] = {"node": {"const": cls.__name__}}
     properties |= {name: _port(port) for name, port in cls.ports.items()}
     for name, field in cls.model_fields.items():
         if isinstance(field.default, Model):
-            properties[name] = {"type": "string", "description": "A hub id, id@revision or a folder."}
+            properties[name] = _model()
         else:
             found = dict(schema["properties"][name])
             properties[name] = {"anyOf": [found, _REFERENCE]}

@@ -327,13 +327,12 @@ class Execution:
         """A value that a step gave, made again if the store's copy is damaged."""
         return self._caller.value(step, ref)
 
-    def values(self, step: str, output: str) -> Iterator[tuple[str, Artifact]]:
-        """What a step gave at one output: ids and values, in order, read when asked for."""
+    def values(self, step: str, output: str) -> Iterator[tuple[Position, str, Artifact]]:
+        """What a step gave at one output: positions, ids and values, in order, read when asked for."""
         for call in self.walk(step):
             if call.manifest:
-                found = call.manifest.outputs[output]
-                for id_, ref in ids_of(call, found):
-                    yield id_, self.value(step, ref)
+                for position, id_, ref in parts_of(call, call.manifest.outputs[output]):
+                    yield position, id_, self.value(step, ref)
 
     def _remake(self, name: str, ref: Ref) -> None:
         """Run the calls of a step again whose values are damaged."""
@@ -351,13 +350,13 @@ class Execution:
                 return
 
 
-def ids_of(call: Call, found: Ref | tuple[Ref, ...]) -> Iterator[tuple[str, Ref]]:
-    """The ids of what one output of a call gave: the element's own, with the place in the list where it is one."""
+def parts_of(call: Call, found: Ref | tuple[Ref, ...]) -> Iterator[tuple[Position, str, Ref]]:
+    """What one output of a call gave: the value with the element's position and id, or each of a list with its own."""
     if isinstance(found, Ref):
-        yield call.id, found
+        yield call.position, call.id, found
         return
     for index, ref in enumerate(found):
-        yield "/".join(filter(None, (call.id, str(index)))), ref
+        yield (*call.position, index), "/".join(filter(None, (call.id, str(index)))), ref
 
 
 def _load_all(steps: Sequence[Bound]) -> None:

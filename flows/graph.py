@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
 from pathlib import Path
 
+from flows.reading import Value
 from flows.spec import Spec
 from nodes.artifacts import Artifact
 from nodes.base import Node, Port, Source
@@ -65,7 +67,7 @@ class Graph:
     spec: Spec
     steps: Mapping[str, Bound]
     outputs: tuple[Wire, ...]
-    models: Mapping[str, str]
+    models: Mapping[str, str | Mapping[str, Value]]
     roots: tuple[Path, ...] | None = None
     """The folders that sources named by the file itself must lie under."""
 
@@ -112,21 +114,21 @@ def order(edges: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
     Returns the order and nothing, or nothing and the cycle as a path: each feeds the next, and the first stands again at
     its end.
     """
+    names, given = list(edges), {name: index for index, name in enumerate(edges)}
     sorter = TopologicalSorter(edges)
     try:
         sorter.prepare()
     except CycleError as error:
         cycle = error.args[1][1:]
-        first = min(range(len(cycle)), key=lambda index: list(edges).index(cycle[index]))
+        first = min(range(len(cycle)), key=lambda index: given[cycle[index]])
         return [], [*cycle[first:], *cycle[: first + 1]]
-    given, found = {name: index for index, name in enumerate(edges)}, []
-    ready = list(sorter.get_ready())
+    found: list[str] = []
+    ready = sorted(given[name] for name in sorter.get_ready())  # a sorted list is a heap
     while ready:
-        ready.sort(key=given.__getitem__, reverse=True)
-        name = ready.pop()
-        found.append(name)
+        found.append(name := names[heappop(ready)])
         sorter.done(name)
-        ready += sorter.get_ready()
+        for after in sorter.get_ready():
+            heappush(ready, given[after])
     return found, []
 
 

@@ -30,17 +30,17 @@ def _as_json(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be part of a cache key")
 
 
-def identity(node: Node, models: Mapping[str, str]) -> dict[str, Any]:
+def identity(node: Node, models: Mapping[Model, str]) -> dict[str, Any]:
     """What a node is to the cache, apart from its inputs: class, version, the params that matter, and its models.
 
-    `models` gives the identity of each model by its source.
+    `models` gives the identity of each model.
     """
     unkeyed = {name for base, name in UNKEYED.items() if isinstance(node, base)}
     params, used = {}, {}
     for name in type(node).model_fields:
         value = getattr(node, name)
         if isinstance(value, Model):
-            used[name] = models[value.source]
+            used[name] = models[value]
         elif name not in unkeyed:
             params[name] = value
     return {"node": type(node).__name__, "version": node.version, "params": params, "models": used}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,16 @@ import nodes  # noqa: F401
 from flows.check import bind
 from flows.execute import Execution
 from flows.graph import Graph
+from flows.grids import write_grids
 from flows.plan import PlannedStep, Planner, make_plan
+from flows.reading import Value
 from flows.report import Writer, leave, markdown, new_run_folder
 from flows.results import Result, Watcher
-from flows.spec import PIPELINE_NAME, Param, Spec, StepSpec, Value, dump, parse, read
+from flows.spec import PIPELINE_NAME, Models, Param, Spec, StepSpec, dump, parse, read
 from flows.store import Store
+from flows.sweep import Sweep, swept, values_of
 from nodes.artifacts import Artifact
-from nodes.base import Node, Output, Step, registered
+from nodes.base import Model, Node, Output, Step, registered
 from nodes.errors import PipelineError, Problem, UserError
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ class Pipeline:
         self,
         name: str,
         outputs: Sequence[Step | Output],
-        models: str | Mapping[str, str] = "toybox",
+        models: Models = "toybox",
         description: str = "",
     ) -> None:
         steps: dict[str, Step] = {}
@@ -113,7 +116,7 @@ class Pipeline:
         return hash(self.to_yaml())
 
     def graph(
-        self, params: Mapping[str, Value] | None = None, models: str | Mapping[str, str] | None = None,
+        self, params: Mapping[str, Value] | None = None, models: Models | None = None,
         allow: Sequence[Path] = (),
     ) -> Graph:
         """The checked graph with params bound.
@@ -123,16 +126,31 @@ class Pipeline:
         """
         return bind(self.spec, known_nodes(), params, models, tuple(allow))
 
+    def _swept(
+        self, params: Mapping[str, Value] | None, models: Models | None, allow: Sequence[Path],
+        sweep: Mapping[str, Iterable[Value]] | None,
+    ) -> tuple[Graph, Sweep]:
+        """The graph with the steps that a sweep reaches copied, and what became of each."""
+        if not sweep:
+            return self.graph(params, models, allow), Sweep(self.spec)
+        values = values_of(self.spec, params or {}, sweep)
+        first = {name: listed[0] for name, listed in values.items()}
+        found = swept(self.graph({**(params or {}), **first}, models, allow), values)
+        return bind(found.spec, known_nodes(), {**(params or {}), **found.given}, models, tuple(allow)), found
+
     def plan(
-        self, params: Mapping[str, Value] | None = None, *, models: str | Mapping[str, str] | None = None,
-        store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (), only: Sequence[str] = (), force: Sequence[str] = (),
+        self, params: Mapping[str, Value] | None = None, *, sweep: Mapping[str, Iterable[Value]] | None = None,
+        models: Models | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
+        only: Sequence[str] = (), force: Sequence[str] = (),
     ) -> list[PlannedStep]:
         """What a run would do, and why, without doing it."""
-        graph = self.graph(params, models, allow)
-        return make_plan(Planner(graph, Store(Path(store)), frozenset(force)), steps_named(graph, only))
+        graph, swept = self._swept(params, models, allow, sweep)
+        planner = Planner(graph, Store(Path(store)), frozenset(swept.named(force)))
+        return make_plan(planner, steps_named(graph, swept.named(only)))
 
     def run(
-        self, params: Mapping[str, Value] | None = None, *, models: str | Mapping[str, str] | None = None,
+        self, params: Mapping[str, Value] | None = None, *, sweep: Mapping[str, Iterable[Value]] | None = None,
+        models: Models | None = None,
         store: str | Path = DEFAULT_STORE, out: str | Path = DEFAULT_OUT, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, metadata: bool = True,
         watcher: Watcher | None = None, say: Callable[[str], None] | None = None,
@@ -140,11 +158,16 @@ class Pipeline:
     ) -> RunResult:
         """Run as a Prefect flow, on the server that is configured or a local one.
 
+        With `sweep`, such as `{"seed": [1, 2, 3]}`, every combination of its values runs, and the pictures of each output
+        come on a labelled grid too. A step that a swept param reaches is copied: `edited__seed_1`, `edited__seed_2`.
+
         Raises:
             PipelineError: the pipeline is wrong, and nothing ran.
             UserError: the store, the folder for the outputs or the server cannot be used.
         """
-        execution = self._execution(params, models, store, allow, only, force, max_failures, watcher, window, batch)
+        execution, swept = self._execution(
+            params, sweep, models, store, allow, only, force, max_failures, watcher, window, batch
+        )
 
         from flows.server import connected
         from flows.tasks import as_flow
@@ -152,24 +175,26 @@ class Pipeline:
         with connected(say):
 
             def body(pipeline: str, params: dict[str, Any]) -> dict[str, Any]:
-                return _in_flow(execution, Path(out), metadata)
+                return _in_flow(execution, swept, Path(out), metadata)
 
-            found: dict[str, Any] = as_flow(self.spec.name, body)(self.spec.file or self.spec.name, dict(params or {}))
+            given = {**(params or {}), **swept.values}
+            found: dict[str, Any] = as_flow(self.spec.name, body)(self.spec.file or self.spec.name, given)
         return RunResult(found["status"], found, Path(found["report"]), _values(execution))
 
     def _execution(
-        self, params: Mapping[str, Value] | None, models: str | Mapping[str, str] | None = None,
-        store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (), only: Sequence[str] = (), force: Sequence[str] = (),
-        max_failures: int | None = None, watcher: Watcher | None = None, window: int | None = None, batch: int | None = None,
-    ) -> Execution:
-        graph = self.graph(params, models, allow)
+        self, params: Mapping[str, Value] | None, sweep: Mapping[str, Iterable[Value]] | None = None,
+        models: Models | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
+        only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, watcher: Watcher | None = None,
+        window: int | None = None, batch: int | None = None,
+    ) -> tuple[Execution, Sweep]:
+        graph, swept = self._swept(params, models, allow, sweep)
         execution = Execution(
-            graph, Store(Path(store)), only=steps_named(graph, only), force=frozenset(force), max_failures=max_failures,
-            watcher=watcher, window=window, batch=batch,
+            graph, Store(Path(store)), only=steps_named(graph, swept.named(only)), force=frozenset(swept.named(force)),
+            max_failures=max_failures, watcher=watcher, window=window, batch=batch,
         )
         _ = execution.planner.identities  # absent models are said before a server or a flow is started
         execution.prepare()
-        return execution
+        return execution, swept
 
     def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
         """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve
@@ -179,20 +204,20 @@ class Pipeline:
         kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 
         def body(**params: Any) -> dict[str, Any]:
-            return _in_flow(self._execution(params, **options), Path(out), metadata)
+            return _in_flow(*self._execution(params, **options), Path(out), metadata)
 
         parameters = [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=param.default, annotation=kinds.get(param.kind, Any)
             )
-            for name, param in self.spec.params.items()
+            for name, param in self.spec.params.items() if name not in (options.get("sweep") or ())
         ]
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         body.__annotations__ = {p.name: p.annotation for p in parameters}
         return as_flow(self.spec.name, body)  # type: ignore[no-any-return]
 
 
-def _in_flow(execution: Execution, out: Path, metadata: bool) -> dict[str, Any]:
+def _in_flow(execution: Execution, swept: Sweep, out: Path, metadata: bool) -> dict[str, Any]:
     """Run a graph inside the current flow, leave its files and its report, and give the summary."""
     from flows.tasks import run_in_flow
 
@@ -202,7 +227,8 @@ def _in_flow(execution: Execution, out: Path, metadata: bool) -> dict[str, Any]:
     execution.finished = writer
 
     def report(result: Result) -> dict[str, Any]:
-        return leave(execution, run, writer.written, started)
+        grids = write_grids(swept, graph, run, execution.values, result.failures)
+        return leave(execution, run, writer.written, started, grids)
 
     return run_in_flow(execution, report, lambda found: markdown(graph, found))
 
@@ -222,7 +248,7 @@ def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:
 
 def _values(execution: Execution) -> dict[str, Callable[[], list[Artifact]]]:
     def reader(step: str, output: str) -> Callable[[], list[Artifact]]:
-        return lambda: [value for _, value in execution.values(step, output)]
+        return lambda: [value for _, _, value in execution.values(step, output)]
 
     found = {}
     for name in execution.result.steps:
@@ -234,12 +260,16 @@ def _values(execution: Execution) -> dict[str, Callable[[], list[Artifact]]]:
 
 def _collect(step: Step, found: dict[str, Step]) -> None:
     """All steps that a step rests on, and then itself."""
-    if found.get(step.name, step) is not step:
-        raise UserError(f'two steps are named "{step.name}"')
-    for wire in step.wires.values():
-        if found.get(wire.step.name) is not wire.step:
-            _collect(wire.step, found)
-    found[step.name] = step
+    path = [step]
+    while path:
+        last = path[-1]
+        if found.get(last.name, last) is not last:
+            raise UserError(f'two steps are named "{last.name}"')
+        missing = (wire.step for wire in last.wires.values() if found.get(wire.step.name) is not wire.step)
+        if above := next(missing, None):
+            path.append(above)
+        else:
+            found[last.name] = path.pop()
 
 
 def _wire(output: Output) -> str:
@@ -249,9 +279,10 @@ def _wire(output: Output) -> str:
 def _keys(step: Step) -> dict[str, Value]:
     wires = {port: _wire(output) for port, output in step.wires.items()}
     values: dict[str, Value] = json.loads(step.node.model_dump_json(exclude_unset=True))
-    for name, value in values.items():
-        if isinstance(value, dict) and set(value) == {"role", "source"}:
-            values[name] = value["source"]
+    for name in values:
+        if isinstance(getattr(step.node, name), Model):
+            options = {key: value for key, value in values[name].items() if key != "role"}
+            values[name] = options["source"] if set(options) == {"source"} else options
     return wires | values
 
 

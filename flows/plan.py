@@ -75,23 +75,23 @@ class Planner:
     # --- what stands for the whole graph ---
 
     @cached_property
-    def models(self) -> Mapping[str, str]:
-        """The identity of each model in the graph, by source.
+    def models(self) -> Mapping[Model, str]:
+        """The identity of each model in the graph.
 
         Raises:
             PipelineError: a model is not on this machine.
         """
-        found: dict[str, str] = {}
+        found: dict[Model, str] = {}
         problems = []
         for step in self.graph:
             for name in type(step.node).model_fields:
                 value = getattr(step.node, name)
-                if isinstance(value, Model) and value.source not in found:
+                if isinstance(value, Model) and value not in found:
                     try:
-                        found[value.source] = model_identity(value.source, self.store.file_digest)
+                        found[value] = model_identity(value, self.store.file_digest)
                     except ModelError as error:
                         problems.append(self.graph.spec.problem(f'step "{step.name}": {error}', "steps", step.name, name))
-                        found[value.source] = ""
+                        found[value] = ""
         if problems:
             raise PipelineError(problems)
         return found

@@ -6,14 +6,14 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flows import keys
-from flows.execute import Execution, ids_of
+from flows.execute import Execution, parts_of
 from flows.graph import Graph, Wire
 from flows.plan import Call
 from flows.results import Result
@@ -66,7 +66,7 @@ class Writer:
         """Write what one call of a step gave, if it is asked for."""
         assert self.execution is not None
         for wire in self._wires.get(call.step.name, ()):
-            for id_, ref in ids_of(call, outputs[wire.output]):
+            for _, id_, ref in parts_of(call, outputs[wire.output]):
                 self.execution.beside(self._work(wire, id_ or call.step.name, ref))
 
     def _work(self, wire: Wire, id_: str, ref: Ref) -> Callable[[], None]:
@@ -115,18 +115,20 @@ class Writer:
 
 
 def summary(
-    run: Path, result: Result, written: Mapping[str, Any], seconds: float, status: str, where: Mapping[str, float]
+    run: Path, result: Result, written: Mapping[str, Any], seconds: float, where: Mapping[str, float],
+    grids: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
     """The run as JSON: what `--json` prints and `report.json` holds."""
     return {
         "run": run.name,
-        "status": status,
+        "status": status_of(result),
         "seconds": round(seconds, 3),
         "steps": {
             name: {**asdict(step), "seconds": round(step.seconds, 3)} for name, step in result.steps.items()
         },
         "where": {name: round(taken, 3) for name, taken in where.items()},
         "outputs": dict(written),
+        "grids": list(grids),
         "failures": [{"step": f.step, "id": f.id, "error": f.error} for f in result.failures],
         "stopped": result.stopped,
         "report": str(run / "report.md"),
@@ -138,11 +140,12 @@ def status_of(result: Result) -> str:
     return "stopped" if result.stopped else "failed" if result.failures else "done"
 
 
-def leave(execution: Execution, run: Path, written: Mapping[str, Any], started: float) -> dict[str, Any]:
+def leave(
+    execution: Execution, run: Path, written: Mapping[str, Any], started: float, grids: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:
     """Write the report, the pipeline as it ran, and full tracebacks of what was not the user's doing."""
     graph, result = execution.graph, execution.result
-    where = execution.where()
-    found = summary(run, result, written, time.monotonic() - started, status_of(result), where)
+    found = summary(run, result, written, time.monotonic() - started, execution.where(), grids)
     for number, failure in enumerate(f for f in result.failures if f.traceback):
         folder = run / "errors"
         folder.mkdir(exist_ok=True)
@@ -166,6 +169,8 @@ def markdown(graph: Graph, found: Mapping[str, Any]) -> str:
         lines += [f"- {failure['step']} {failure['id']}: {failure['error']}" for failure in found["failures"]]
     if found["stopped"]:
         lines += ["", f"Stopped: {found['stopped']}"]
+    if found["grids"]:
+        lines += ["", "## Grids", ""] + [f"- {each['output']} {each['id']}: {each['path']}" for each in found["grids"]]
     lines += ["", "## Files", ""]
     for step, files in found["outputs"].items():
         lines += [f"- {step}: {len(files)}"] + [f"  - {file['path']}" for file in files[:20]]

@@ -44,6 +44,11 @@ class StepResult:
     reasons: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def through(self) -> int:
+        """Elements that are through, however they ended."""
+        return self.ran + self.cached + self.failed + self.skipped
+
 
 @dataclass
 class Result:

@@ -1,8 +1,4 @@
-"""A pipeline as written: YAML read strictly, each key and value with its position. Knows no node classes.
-
-YAML 1.2's core schema is used for plain values (`no` is a string, `1e3` a number); tags, anchors, merge keys and duplicate
-keys are errors.
-"""
+"""A pipeline as written: its params and steps, read from YAML and written to it. Knows no node classes."""
 
 from __future__ import annotations
 
@@ -14,14 +10,10 @@ from typing import Any
 
 import yaml
 
+from flows.reading import PLAIN, Path_, Reader, Value, tree_of
 from nodes.errors import PipelineError, Problem, nearest
 
-Path_ = tuple[str | int, ...]
-Value = Any
-"""A plain YAML value: None, bool, int, float, str, or a list or dict of these."""
-
 MAX_BYTES = 4 * 2**20
-MAX_DIGITS = 100
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PIPELINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -32,6 +24,10 @@ _PARAM_KEYS = ("type", "default", "ge", "gt", "le", "lt", "choices", "help")
 PARAM_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "list": list,
 }
+
+
+Models = str | Mapping[str, str | Mapping[str, Value]]
+"""A set's name, or for each role a model: its source, or a mapping of its source and options."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Spec:
 
     name: str
     description: str = ""
-    models: str | Mapping[str, str] = "toybox"
+    models: Models = "toybox"
     params: Mapping[str, Param] = field(default_factory=dict)
     steps: Mapping[str, StepSpec] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
@@ -104,101 +100,14 @@ def shown(value: Value) -> str:
 # --- reading ---
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with the plain values of YAML 1.2's core schema."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-
-_BASES = {"0o": 8, "0x": 16}
-_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", _FLOAT, list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-
-
-class _Reader:
-    """Turns YAML's node tree into plain values, noting the position of each key and value and every fault."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.positions: dict[Path_, tuple[int, int]] = {}
-        self.problems: list[Problem] = []
-        self.faulty: set[Path_] = set()
-        """Where a value could not be read, so that nothing more need be said of it."""
-
-    def fault(self, node: yaml.Node, path: Path_, message: str) -> None:
-        mark = node.start_mark
-        self.faulty.add(path)
-        self.problems.append(Problem(message, self.file, mark.line + 1, mark.column + 1))
-
-    def value(self, node: yaml.Node, path: Path_) -> Value:
-        self.positions.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
-        tag = node.tag.removeprefix("tag:yaml.org,2002:")
-        if isinstance(node, yaml.MappingNode) and tag == "map":
-            return self._mapping(node, path)
-        if isinstance(node, yaml.SequenceNode) and tag == "seq":
-            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode):
-            text = node.value
-            match tag:
-                case "str":
-                    return text
-                case "null":
-                    return None
-                case "bool":
-                    return text.lower() == "true"
-                case "int":
-                    if len(text) <= MAX_DIGITS:
-                        return int(text, _BASES.get(text[:2], 10))
-                    self.fault(node, path, f"expected a number of at most {MAX_DIGITS} digits, got {len(text)}")
-                    return None
-                case "float":
-                    return float(re.sub(r"\.(?=[a-zA-Z])", "", text))  # Python has no point before inf and nan
-        name = f"!!{tag}" if node.tag != tag else tag
-        self.fault(node, path, f"the tag {name} is not allowed; only plain values are")
-        return None
-
-    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Value]:
-        found: dict[str, Value] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key_node.tag != "tag:yaml.org,2002:str" or key is None:
-                self.fault(key_node, path, f"a key must be a string; quote it: \"{key}\"" if key else "a key must be a string")
-                continue
-            if key == "<<":
-                self.fault(key_node, path, "merge keys (<<) are not allowed; write the values out")
-                continue
-            if key in found:
-                line = self.positions[(*path, key)][0]
-                self.fault(key_node, path, f'the key "{key}" stands here twice; first on line {line}')
-                continue
-            mark = key_node.start_mark
-            self.positions[(*path, key)] = (mark.line + 1, mark.column + 1)
-            found[key] = self.value(value_node, (*path, key))
-        return found
-
-
 def parse(text: str, file: str = "<text>") -> Spec:
     """Read a pipeline.
 
     Raises:
         PipelineError: with all that is wrong in the text, each with file, line and column.
     """
-    reader = _Reader(file)
     try:
-        if anchor := next((t for t in yaml.scan(text) if isinstance(t, yaml.AliasToken | yaml.AnchorToken)), None):
-            mark = anchor.start_mark
-            message = "anchors and aliases are not allowed; use a param: ${name}"
-            raise PipelineError([Problem(message, file, mark.line + 1, mark.column + 1)])
-        root = yaml.compose(text, Loader=_Loader)
-        if not isinstance(root, yaml.MappingNode):
-            raise PipelineError([Problem("a pipeline is a mapping with name, steps and outputs", file, 1, 1)])
-        tree = reader.value(root, ())
+        tree, reader = tree_of(text, file)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -206,8 +115,8 @@ def parse(text: str, file: str = "<text>") -> Spec:
         raise PipelineError([Problem(f"not YAML: {message}", file, line, column)]) from None
     except yaml.YAMLError as error:
         raise PipelineError([Problem(f"not YAML: {str(error).partition(chr(10))[0]}", file, 1, 1)]) from None
-    except RecursionError:
-        raise PipelineError([Problem("not YAML: nested too deeply", file, 1, 1)]) from None
+    if not isinstance(tree, dict):
+        raise PipelineError(reader.problems or [Problem("a pipeline is a mapping with name, steps and outputs", file, 1, 1)])
     spec = _spec(tree, reader)
     if reader.problems:
         raise PipelineError(reader.problems)
@@ -219,12 +128,10 @@ def value_of(text: str, param: Param) -> Value:
     if param.kind == "str":
         return text
     try:
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError:
+        value, reader = tree_of(text, "")
+    except (yaml.YAMLError, PipelineError):
         return text
-    reader = _Reader("")
-    value = reader.value(node, ()) if node else text
-    return text if reader.problems else value
+    return text if reader.problems or not reader.positions else value
 
 
 def read(path: Path) -> Spec:
@@ -250,7 +157,7 @@ def _beside(path: Path) -> str:
         return ""
 
 
-def _spec(tree: dict[str, Value], reader: _Reader) -> Spec:
+def _spec(tree: dict[str, Value], reader: Reader) -> Spec:
     draft = Spec("", file=reader.file, positions=reader.positions)
 
     def fault(message: str, *path: str | int) -> None:
@@ -269,9 +176,13 @@ def _spec(tree: dict[str, Value], reader: _Reader) -> Spec:
     if not isinstance(description, str):
         fault(f"description: expected text, got {shown(description)}", "description")
     models = tree.get("models", "toybox")
-    if not isinstance(models, str) and not (isinstance(models, dict) and all(isinstance(m, str) for m in models.values())):
+    if not isinstance(models, str | dict):
         fault(f"models: expected a set's name or a mapping role: model, got {shown(models)}", "models")
         models = "toybox"
+    for role, model in models.items() if isinstance(models, dict) else ():
+        if not isinstance(model.get("source") if isinstance(model, dict) else model, str):
+            expected = "expected a model, or a mapping with source: and options"
+            fault(f"models: {role}: {expected}, got {shown(model)}", "models", role)
     if not (isinstance(outputs, list) and all(isinstance(o, str) for o in outputs)):
         fault(f"outputs: expected a list of steps, got {shown(outputs)}", "outputs")
         outputs = []
@@ -366,11 +277,14 @@ def _param_value(param: Param) -> Value:
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes by our own loader's rules, so that what is a string stays one."""
+    """SafeDumper that quotes by our own rules, so that what is a string stays one."""
 
     yaml_implicit_resolvers = {
-        first: _Loader.yaml_implicit_resolvers.get(first, []) + yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
-        for first in {*_Loader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+        first: [
+            *((f"tag:yaml.org,2002:{kind}", pattern) for kind, pattern in PLAIN.get(first, ())),
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()),
+        ]
+        for first in {*PLAIN, *yaml.SafeDumper.yaml_implicit_resolvers}
     }
 
     def ignore_aliases(self, data: Any) -> bool:

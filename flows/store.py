@@ -200,19 +200,30 @@ class Store:
     def _database(self) -> sqlite3.Connection:
         if not hasattr(self._local, "database"):
             try:
-                database = sqlite3.connect(self.folder / "files.sqlite", timeout=30, isolation_level=None)
-                database.execute("PRAGMA journal_mode=WAL")
-                database.execute("PRAGMA synchronous=NORMAL")
-                database.execute("CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, size INT, mtime INT, digest TEXT)")
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS history(pipeline TEXT, step TEXT, element TEXT, key TEXT, "
-                    "PRIMARY KEY(pipeline, step, element)) WITHOUT ROWID"
-                )
+                self._local.database = self._opened()
             except sqlite3.Error as error:
                 raise StoreError(f"the store {self.folder} cannot be used: files.sqlite: {error}") from error
-            self._local.database = database
         found: sqlite3.Connection = self._local.database
         return found
+
+    def _opened(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.folder / "files.sqlite", timeout=30, isolation_level=None)
+        ends = time.monotonic() + 30
+        while True:
+            try:
+                database.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError:  # SQLite does not wait by itself while another thread or process does this
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.01)
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.execute("CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, size INT, mtime INT, digest TEXT)")
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS history(pipeline TEXT, step TEXT, element TEXT, key TEXT, "
+            "PRIMARY KEY(pipeline, step, element)) WITHOUT ROWID"
+        )
+        return database
 
     def file_digest(self, path: Path) -> Digest:
         """The SHA-256 of a file; path, size and mtime only save reading it again."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -38,13 +38,27 @@ class Port:
 class Model(BaseModel):
     """The model a node works with: a role, filled by the pipeline's model set, or a source of its own.
 
-    `source` is a hub id, `id@revision`, or a local folder. In YAML a bare string is the source.
+    `source` is a hub id, `id@revision`, or a local folder; in YAML a bare string is the source. How it runs: `dtype`
+    (float32 on a processor and float16 on a GPU unless told), `channels_last`, `compile` (torch.compile), `attention` (plain
+    sums, or torch's fused kernels), `vae_tiling` (decode large pictures in parts), `offload` (keep on the GPU only the part
+    at work, or only the layer). All but `offload` may change a result, and so are part of what the cache knows a model by.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     role: str
     source: str = ""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    vae_tiling: bool = False
+    offload: Literal["none", "model", "layer"] = "none"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that may change a result and are not the default."""
+        return self.model_dump(exclude={"role", "source", "dtype", "offload"}, exclude_defaults=True)
 
 
 class Node(BaseModel):
@@ -114,12 +128,16 @@ class Node(BaseModel):
 
 
 def with_model_sources(cls: type[Node], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The params of a class in which `model: some/id` means the field's own role with that source."""
+    """The params of a class in which `model: some/id`, or a mapping of a model's options, means the field's own role."""
     roles = {name: info.default.role for name, info in cls.model_fields.items() if isinstance(info.default, Model)}
-    return {
-        name: Model(role=roles[name], source=value) if name in roles and isinstance(value, str) else value
-        for name, value in values.items()
-    }
+    found = dict(values)
+    for name, role in roles.items():
+        value = values.get(name)
+        if isinstance(value, str):
+            found[name] = Model(role=role, source=value)
+        elif isinstance(value, dict):
+            found[name] = {"role": role, **value}
+    return found
 
 
 class Source(Node):

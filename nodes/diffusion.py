@@ -133,7 +133,7 @@ class Parts:
         with torch.inference_mode():
             embeds = pipeline.encode_prompt(
                 prompt=prompt, negative_prompt=node.negative_prompt or None,  # None, not "", asks for what the model learned
-                do_classifier_free_guidance=node.guidance_scale > 1, device=self.components["unet"].device,
+                do_classifier_free_guidance=node.guidance_scale > 1, device=self.place.device,
             )
         return dict(zip(_EMBEDS, embeds, strict=True))
 
@@ -197,6 +197,10 @@ class Parts:
         given = {name: part for name, part in {**self.components, **self.config}.items() if name in accepted}
         pipeline = kind(**{**given, "scheduler": fresh, "add_watermarker": False})
         pipeline.set_progress_bar_config(disable=True)
+        if self.place.model.offload == "model":
+            pipeline.enable_model_cpu_offload()
+        elif self.place.model.offload == "layer":
+            pipeline.enable_sequential_cpu_offload()
         return pipeline
 
     def _unread(self, prompt: str) -> str:
@@ -238,6 +242,9 @@ def _pixels(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.round(np.nan_to_num(picture).clip(0, 1) * 255).astype(np.uint8)
 
 
+_PROCESSORS = {"eager": "AttnProcessor", "sdpa": "AttnProcessor2_0"}
+"""What diffusers calls the two ways to attend."""
+
 _CHATTER = (
     "diffusers.pipelines.stable_diffusion_xl",  # a prompt that is too long: the result's info says so
     "transformers.tokenization_utils_base",  # the same
@@ -264,7 +271,14 @@ def load_parts(place: Place) -> Parts:
     pipeline = library.DiffusionPipeline.from_pretrained(
         place.folder, dtype=place.dtype, variant=_variant(place.folder), use_safetensors=True, local_files_only=True,
         add_watermarker=False,
-    ).to(place.device)
+    )
+    if place.model.offload == "none":
+        pipeline.to(place.device)
+    if place.model.attention != "auto":
+        processors = import_module("diffusers.models.attention_processor")
+        pipeline.unet.set_attn_processor(getattr(processors, _PROCESSORS[place.model.attention])())
+    if place.model.vae_tiling:
+        pipeline.vae.enable_tiling()
     # The pipelines cast the VAE to float32 and back, and it warns of that each time.
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
     flags = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")

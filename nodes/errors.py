@@ -19,6 +19,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+MOST_NAMES = 20
+"""Names that one message lists."""
+
 
 class PhotoloomError(Exception):
     """The root of all errors raised on purpose."""
@@ -87,4 +90,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lowered = {n.lower(): n for n in names}
     if close := get_close_matches(name.lower(), lowered, n=1, cutoff=0.6):
         return f'; did you mean "{lowered[close[0]]}"?'
-    return f"; known: {', '.join(names)}" if names else ""
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return f"; known: {', '.join(names[:MOST_NAMES])}{more}" if names else ""

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from nodes.base import Model
 from nodes.errors import ModelError, nearest
@@ -81,37 +84,51 @@ def fetch_command(hub_id: str, revision: str) -> str:
     return f"hf download {hub_id} --revision {revision} --include {files}{half}"
 
 
-def source_of(model: Model, models: Mapping[str, str]) -> str:
-    """The source that fills a node's model: its own, else the set's for its role.
+def filled(model: Model, models: Mapping[str, str | Mapping[str, Any]]) -> Model:
+    """A node's model with its source: its own, else the set's for its role, with the set's options where it has none.
 
     Raises:
-        ModelError: the set has no model for the role.
+        ModelError: the set has no model for the role, or an option is not one.
     """
     if model.source:
-        return model.source
+        return model
     if model.role not in models:
         raise ModelError(f'the model set has no model for the role "{model.role}"{nearest(model.role, models)}')
-    return models[model.role]
+    chosen = models[model.role]
+    own = model.model_dump(exclude_unset=True, exclude={"role"})
+    try:
+        return Model(role=model.role, **{**({"source": chosen} if isinstance(chosen, str) else chosen), **own})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        known = nearest(key, set(Model.model_fields) - {"role"}) if fault["type"] == "extra_forbidden" else ""
+        message = "unknown option" if known else fault["msg"].replace("Input should be", "expected")
+        raise ModelError(f'models: {model.role}: {key}: {message}{known}') from None
 
 
-def identity(source: str, digest_of: Callable[[Path], str]) -> str:
-    """What the cache knows a model by: the commit of a hub snapshot, else the digest of the folder's files.
+def identity(model: Model, digest_of: Callable[[Path], str]) -> str:
+    """What the cache knows a model by: the commit of a hub snapshot, else the digest of the folder's files; and its dtype
+    and options, since results depend on them. The device is not part of it.
 
-    `digest_of` gives the SHA-256 of a file, so that the caller may remember it. dtype is part of it, since results
-    depend on it; the device is not.
+    `digest_of` gives the SHA-256 of a file, so that the caller may remember it.
 
     Raises:
         ModelError: the model is not on this machine.
     """
-    found = locate(source)
-    dtype = "float32" if device_is_cpu() else "float16"
+    found, source = locate(model.source), model.source
+    how = ":".join([dtype_of(model), *(f"{name}={value}" for name, value in model.options.items())])
     if found.commit:
-        return f"{source.partition('@')[0]}@{found.commit}:{dtype}"
+        return f"{source.partition('@')[0]}@{found.commit}:{how}"
     files = sorted(path for pattern in _FILES for path in found.folder.rglob(pattern) if path.is_file())
     if not files:
         raise ModelError(f'model "{source}": the folder holds no model ({", ".join(_FILES)})')
     listing = "\n".join(f"{path.relative_to(found.folder).as_posix()} {digest_of(path)}" for path in files)
-    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}:{dtype}"
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}:{how}"
+
+
+def dtype_of(model: Model) -> str:
+    """The name of the torch dtype that a model runs in."""
+    return model.dtype if model.dtype != "auto" else "float32" if device_is_cpu() else "float16"
 
 
 @cache

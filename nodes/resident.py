@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from nodes.base import Model
 from nodes.errors import ModelError, OutOfMemory
-from nodes.models import device_is_cpu, locate
+from nodes.models import device_is_cpu, dtype_of, locate
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -28,13 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a model is loaded: the folder, `cpu` or `cuda`, the torch dtype, and whether it is light: small and on
-    a processor."""
+    """Where and how a model is loaded: the folder, `cpu` or `cuda`, the torch dtype, whether it is light (small, on a
+    processor, as it comes), and the model as the pipeline names it."""
 
     folder: Path
     device: str
     dtype: Any
     light: bool = False
+    model: Model = Model(role="")
 
     def spread(self, items: Sequence[S], work: Callable[[Sequence[S]], list[T]]) -> list[T]:
         """`work` on all items, as many together as makes it quick and changes no result; results in order.
@@ -109,7 +110,7 @@ def held(model: Model, load: Callable[[Place], L]) -> Iterator[L]:
         ModelError: it is absent, or its files are not of the kind that `load` reads.
         OutOfMemory: memory was short inside the block; what could be freed has been.
     """
-    name = (f"{load.__module__}.{load.__qualname__}", model.source)
+    name = (f"{load.__module__}.{load.__qualname__}", model.model_dump_json(exclude={"role"}))
     with _registry_lock:
         resident = _registry.setdefault(name, _Resident())
     with resident.lock, shortage(model):
@@ -211,9 +212,11 @@ def _load(model: Model, load: Callable[[Place], L]) -> L:
     from nodes.exact import exact
 
     cpu = device_is_cpu() or not torch.cuda.is_available()
+    if cpu and model.offload != "none":
+        raise ModelError(f'model "{model.source}": offload moves a model off a GPU, and there is none here')
     weights = sum(path.stat().st_size for path in found.folder.rglob("*.safetensors"))
-    dtype = torch.float32 if cpu else torch.float16
-    place = Place(found.folder, "cpu" if cpu else "cuda", dtype, light=cpu and weights <= LIGHT)
+    light = cpu and weights <= LIGHT and model.dtype in ("auto", "float32") and not model.options
+    place = Place(found.folder, "cpu" if cpu else "cuda", getattr(torch, dtype_of(model)), light, model)
     try:
         loaded = load(place)
     except torch.OutOfMemoryError:
@@ -221,6 +224,11 @@ def _load(model: Model, load: Callable[[Place], L]) -> L:
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f'model "{model.source}" cannot be loaded for the role "{model.role}": {first}') from error
-    for module in loaded.modules if place.light else ():
-        exact(module)
+    for module in loaded.modules:
+        if light:
+            exact(module)
+        if model.channels_last:
+            module.to(memory_format=torch.channels_last)
+        if model.compile:
+            module.compile()
     return loaded

@@ -79,7 +79,9 @@ def load_vision(place: Place, model_class: str, kinds: Sequence[str] = ()) -> Vi
     if kinds and kind not in kinds:
         raise ValueError(f'expected a model of type "{kinds[0]}", got "{kind}"')
     processor = library.AutoImageProcessor.from_pretrained(place.folder, backend="pil", local_files_only=True)
+    attention = place.model.attention
     model = getattr(library, model_class).from_pretrained(
-        place.folder, dtype=place.dtype, use_safetensors=True, local_files_only=True
+        place.folder, dtype=place.dtype, use_safetensors=True, local_files_only=True,
+        **({} if attention == "auto" else {"attn_implementation": attention}),
     )
     return Vision(model.to(place.device).eval(), processor, place)

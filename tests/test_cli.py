@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
+from PIL import Image as pil
 from yaml import safe_load
 
-from tests.conftest import ROOT, Workplace, command
+from tests.conftest import ROOT, Workplace, command, task_runs
 
 NODE = """from nodes import Image, Node
 
@@ -170,6 +173,74 @@ def test_the_server_says_whether_it_runs(server: dict[str, str], tmp_path: Path)
     assert command(server, tmp_path, "server", "status").stdout == f"running: http://127.0.0.1:{server['PHOTOLOOM_SERVER_PORT']}\n"
     elsewhere = command({**server, "PHOTOLOOM_SERVER_PORT": "9"}, tmp_path, "server", "status")
     assert (elsewhere.returncode, elsewhere.stdout) == (1, "not running: http://127.0.0.1:9\n")
+
+
+SHEETS = """
+name: sheets
+params: {cell: {type: int, default: 64, ge: 8}, colour: white, gap: 8}
+steps:
+  photo: {node: Load, path: photos}
+  sheet: {node: ContactSheet, images: photo, columns: 1, cell: "${cell}", background: "${colour}"}
+  half: {node: Half, image: sheet}
+outputs: [half]
+"""
+
+
+def test_a_sweep_runs_every_combination_in_one_flow_run_and_draws_a_grid(halves: Workplace) -> None:
+    (halves.folder / "sheets.yaml").write_text(SHEETS)
+    colours = 'colour=red, "rgb(0, 0, 254)",blue'
+    words = ("sheets.yaml", "--nodes", "own.py", "--sweep", colours, "--sweep", "cell=64,32")
+    found = halves.run(*words)
+    names = [f"__colour_{colour}__cell_{cell}" for colour in ("red", "rgb_0_0_254", "blue") for cell in (64, 32)]
+    assert list(found["steps"]) == ["photo", *(f"sheet{name}" for name in names), *(f"half{name}" for name in names)]
+    assert [step["ran"] for step in found["steps"].values()] == [2] + [1] * 12
+    assert {run["name"] for run in task_runs(halves.environment, "sheets")} == {f"{name}-0" for name in found["steps"]}
+    assert list(found["outputs"]) == [f"half{name}" for name in names]
+
+    (grid,) = found["grids"]
+    assert (grid["id"], grid["output"]) == ("half", "half")
+    assert grid["path"] == f"{Path(found['report']).parent}/grid/half/half.png"
+    assert f"## Grids\n\n- half half: {grid['path']}\n" in (halves.folder / found["report"]).read_text()
+    with pil.open(halves.folder / grid["path"]) as picture:
+        sheet = np.asarray(picture)
+    lefts = []
+    for colour in ((127, 0, 0), (0, 0, 127)):
+        ys, xs = np.nonzero((sheet == colour).all(axis=2))
+        lefts.append(xs.min())
+        assert ys.max() - ys.min() > (64 + 32) * 2, "large pictures above small ones"
+    assert lefts[0] < lefts[1]
+
+    told = halves.photoloom("run", *words).stdout
+    assert re.search(r"^half__colour_red__cell_64 +1 cached ", told, re.M)
+    assert re.search(r"^half: 1 as a grid of the sweep: outputs/sheets/.+/grid/half/half.png$", told, re.M)
+    planned = halves.photoloom("plan", *words[:-1], "cell=64,16").stdout
+    assert re.search(r"^half__colour_blue__cell_64 +1 cached$", planned, re.M)
+    assert re.search(r"^half__colour_blue__cell_16 +1 depends on sheet__colour_blue__cell_16$", planned, re.M)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--sweep cell", "--sweep cell: write --sweep NAME=VALUE,VALUE"),
+        ("--sweep sell=3", '--sweep sell=3: unknown param "sell"; did you mean "cell"?'),
+        ("--sweep cell=8 --sweep cell=9", '--sweep cell=9: "cell" is swept already; write all its values in one --sweep'),
+        ("--sweep cell=", 'param "cell": a sweep takes at least one value, got none'),
+        ("--sweep cell=32,,64", 'param "cell": expected int, got str ""'),
+        ("--sweep cell=32,big", 'param "cell": expected int, got str "big"'),
+        ("--sweep cell=32,4", 'param "cell": expected a value ≥ 8, got 4'),
+        ("--sweep cell=32,64,32", 'param "cell": the value 32 stands in the sweep twice'),
+        ("--sweep gap=4,8", 'param "gap": no step uses ${gap}, so nothing would differ'),
+        ("--set cell=64 --sweep cell=32", 'param "cell": it is set to 64 and swept; do one of the two'),
+        ("--sweep colour=red,bleu",
+         'sheets.yaml:6:75: step "sheet__colour_bleu": background: unknown color specifier: \'bleu\', got "bleu"'),
+    ],
+)
+def test_a_wrong_sweep_ends_before_anything_runs(halves: Workplace, words: str, message: str) -> None:
+    (halves.folder / "sheets.yaml").write_text(SHEETS)
+    ran = halves.photoloom("run", "sheets.yaml", "--nodes", "own.py", *words.split())
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"photoloom: {message}\n"
+    assert not (halves.folder / "outputs").exists()
 
 
 @pytest.mark.parametrize("words", [["check"], ["plan", "--set", "photos=photos"], ["graph"]])

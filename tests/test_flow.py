@@ -75,6 +75,30 @@ def test_pipelines_compose_with_flows_and_tasks_of_ones_own(workplace: Workplace
     assert {run["name"] for run in task_runs(workplace.environment, "find")} == {"photo-0", "boxes-0"}
 
 
+LONG = """
+import flows.tasks
+from flows import Pipeline
+
+flows.tasks.PROGRESS_EVERY = 0.0  # any run is a long one then
+Pipeline.from_yaml("find.yaml").run({"photos": "photos"}, store="kept", out="made")
+"""
+
+
+def test_a_long_run_tells_how_far_it_is_and_what_rests_on_what(workplace: Workplace) -> None:
+    workplace.add("cat-blue.png")
+    (workplace.folder / "find.yaml").write_text(FIND.replace("name: find", "name: find-long"))
+    ran = subprocess.run(
+        [sys.executable, "-c", LONG], cwd=workplace.folder, capture_output=True, text=True, check=False,
+        env={**workplace.environment, "PYTHONPATH": str(ROOT)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    runs = {run["name"]: run for run in task_runs(workplace.environment, "find-long")}
+    assert runs["boxes-0"]["task_inputs"]["wait_for"] == [{"input_type": "task_run", "id": runs["photo-0"]["id"]}]
+    artifacts = asked(workplace, "artifacts", {"flow_runs": {"id": {"any_": [runs["photo-0"]["flow_run_id"]]}}})
+    assert {found["key"] for found in artifacts} == {"photoloom-report", "photoloom-progress"}
+    assert [found["data"] for found in artifacts if found["type"] == "progress"] == [100.0]
+
+
 def test_a_server_that_died_does_not_keep_another_from_starting(workplace: Workplace) -> None:
     home = workplace.folder / "home"
     home.mkdir()

@@ -78,6 +78,10 @@ def test_the_commands_do_what_is_said(reader: Workplace) -> None:
     assert said("check") == "replace-object: 4 steps, all right\n"
     assert said("graph").startswith("flowchart LR\n")
     assert "strength: number = 1.0, > 0, ≤ 1" in said("nodes Inpaint")
+    assert len(re.findall(r"^drafts__guidance_scale_\d__seed_\d +1 ran", said("--sweep"), re.M)) == 8
+    (grid,) = (reader.folder / "outputs" / "generate-and-refine").glob("*/grid/refined/0.png")
+    with pil.open(grid) as ours, pil.open(ROOT / "docs" / "pictures" / "sweep.png") as shown:
+        assert ours.size == shown.size
     (few,) = (reader.folder / "outputs" / "posterize").glob("*/few/cat-blue.png")
     with pil.open(few) as picture:
         assert set(np.unique(np.asarray(picture))) <= {0, 85, 170, 255}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from nodes import Boxes, Image, Node, Score, Source, Text
+from nodes import Boxes, File, Image, Masks, Node, Score, Sink, Source, Text
+from nodes.errors import OutOfMemory
 
 calls: list[str] = []
 """The name of each toy call, in order."""
@@ -130,6 +132,39 @@ class Add(Node):
         return Image((image.pixels + self.amount).clip(0, 255).astype(np.uint8))
 
 
+class Paint(Node):
+    """A plain picture of 20×20 pixels."""
+
+    version: ClassVar[str] = "1"
+    red: int
+    green: int = 0
+    blue: int = 0
+
+    def run(self) -> Image:
+        return Image(np.full((20, 20, 3), (self.red, self.green, self.blue), np.uint8))
+
+
+class Bright(Node):
+    """One mask: all pixels brighter than `threshold`."""
+
+    version: ClassVar[str] = "1"
+    threshold: int
+
+    def run(self, image: Image) -> Masks:
+        inside = image.pixels.max(axis=2) > self.threshold
+        return Masks(inside[None] * np.uint8(255), ("bright",), np.ones(1))
+
+
+class Caption(Node):
+    """A picture with a text beside it, which is not drawn."""
+
+    version: ClassVar[str] = "1"
+    text: str
+
+    def run(self, image: Image) -> Image:
+        return image.with_info(caption=self.text)
+
+
 class Wrong(Node):
     """Returns what it does not declare."""
 
@@ -148,3 +183,80 @@ class Grey(Source):
     def run(self, file: Path) -> Image:
         calls.append("Grey")
         return Image(np.array([[[int(number)] for number in line.split()] for line in file.read_text().splitlines()], np.uint8))
+
+
+class Patient(Node):
+    """Passes a picture on once `calls` holds as many toy calls of a kind as it waits for; says so if they never come."""
+
+    version: ClassVar[str] = "1"
+    kind: str
+    count: float
+
+    def run(self, image: Image) -> Image:
+        ends = time.monotonic() + 10
+        while calls.count(self.kind) < self.count:
+            if time.monotonic() > ends:
+                raise RuntimeError(f"only {calls.count(self.kind)} × {self.kind}")
+            time.sleep(0.001)
+        return image
+
+
+class Write(Sink):
+    """A picture's bytes as a file."""
+
+    version: ClassVar[str] = "1"
+
+    def run(self, image: Image) -> File:
+        calls.append("Write")
+        return File(image.pixels.reshape(-1), ".raw")
+
+
+class Hungry(Node):
+    """Passes pictures on, and has memory for `most` at once."""
+
+    version: ClassVar[str] = "1"
+    most: int
+
+    def run(self, image: Image) -> Image:
+        return self.run_batch([image])[0]
+
+    def run_batch(self, image: list[Image]) -> list[Image]:
+        calls.append(f"Hungry×{len(image)}")
+        if len(image) > self.most:
+            raise OutOfMemory("memory is too short for the toy")
+        return image
+
+
+class Describe(Node):
+    """The words and the picture's first pixel, several at once whose words may differ."""
+
+    version: ClassVar[str] = "1"
+    words: str
+
+    def run(self, image: Image) -> Text:
+        return self.run_batch([image], [self.words])[0]
+
+    def run_batch(self, image: list[Image], words: list[str]) -> list[Text]:
+        calls.append(f"Describe×{len(image)}")
+        return [Text(f"{text}: {each.pixels[0, 0, 0]}") for each, text in zip(image, words, strict=True)]
+
+
+class Slow(Node):
+    """Passes a picture on after a while."""
+
+    version: ClassVar[str] = "1"
+
+    def run(self, image: Image) -> Image:
+        calls.append("Slow")
+        time.sleep(0.02)
+        return image
+
+
+class Echo(Node):
+    """A text after those that come."""
+
+    version: ClassVar[str] = "1"
+    text: str
+
+    def run(self, left: Text | None = None, right: Text | None = None) -> Text:
+        return Text((left.value if left else "")[-9:] + (right.value if right else "")[-9:] + self.text)

@@ -16,7 +16,7 @@ from tests.flows.conftest import Run, states
 
 
 def values(execution: Execution, step: str, output: str = "output") -> list:  # type: ignore[type-arg]
-    return [value for _, value in execution.values(step, output)]
+    return [value for _, _, value in execution.values(step, output)]
 
 
 def test_one_bad_picture_fails_alone_and_its_downstream_is_skipped(photos: Path, run: Run) -> None:

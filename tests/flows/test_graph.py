@@ -50,7 +50,7 @@ def test_lists_give_the_pixels_that_the_rule_says(photos: Path, run: Run) -> Non
         "photo": "3 ran", "rows": "3 ran", "negative": "6 ran", "whole": "3 ran", "all": "1 ran",
         "light": "1 ran", "note": "1 ran",
     }
-    light = next(value for _, value in done.values("light", "output"))
+    light = next(value for _, _, value in done.values("light", "output"))
     assert cast(Image, light).pixels[..., 0].tolist() == [[250, 249], [248, 10], [240, 239], [238, 10], [230, 229], [228, 10]]
 
 
