@@ -399,19 +399,3 @@ def bind(
         return graph
     roots = tuple(Path(os.path.realpath(p)) for p in (Path(spec.file).parent, Path.cwd(), *allow))
     return replace(graph, roots=roots)
-
-
-def rendered(step: Bound, texts: Mapping[str, Artifact]) -> Node:
-    """The step's node with `${step}` in its params filled from the values on those wires.
-
-    Raises:
-        ValidationError: a filled-in value is not what the param allows.
-    """
-    update: dict[str, Value] = {}
-    for key, template in step.texts.items():
-        if (whole := REFERENCE.fullmatch(template)) and isinstance(score := texts[whole[0]], Score):
-            update[key] = score.value
-        else:
-            update[key] = REFERENCE.sub(lambda m: str(texts[m[0]].value), template)  # type: ignore[attr-defined]
-    kept = {key: getattr(step.node, key) for key in type(step.node).model_fields if key not in update}
-    return type(step.node).model_validate({**kept, **update})
