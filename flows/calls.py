@@ -10,13 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.check import rendered
 from flows.clock import Clock
 from flows.graph import Bound
 from flows.plan import Call, Planner
+from flows.reading import Value
 from flows.results import Failure
+from flows.spec import REFERENCE
 from flows.store import Manifest, Ref, Store
-from nodes.artifacts import Artifact
+from nodes.artifacts import Artifact, Score
 from nodes.base import Model, Node, Source
 from nodes.batches import BatchSize, grouping
 from nodes.errors import Damaged, OutOfMemory, PhotoloomError, UserError
@@ -94,7 +95,7 @@ class Caller:
         """The step's node, its `${step}` texts filled in from the inputs, which are taken out of them."""
         if not step.texts:
             return step.node
-        return rendered(step, {name: inputs.pop(name) for name in list(inputs) if name not in step.node.ports})
+        return _rendered(step, {name: inputs.pop(name) for name in list(inputs) if name not in step.node.ports})
 
     @staticmethod
     def _call_together(
@@ -109,7 +110,7 @@ class Caller:
 
     def _call_one(self, node: Node, call: Call, inputs: dict[str, Any]) -> dict[str, Artifact | list[Artifact]]:
         if isinstance(node, Source):
-            inputs["file"] = self._planner.files[call.step.name][call.position[0]]
+            inputs["file"] = self._planner.file_of(call.step, call.position)
         return _outputs(node, type(node).run(node, **inputs))
 
     def _inputs(self, call: Call) -> dict[str, Any]:
@@ -137,6 +138,22 @@ class Caller:
             manifest = Manifest(outputs, identity, self._planner.inputs_of(call), seconds)
             self._store.record(call.key, manifest)
         return manifest
+
+
+def _rendered(step: Bound, texts: Mapping[str, Artifact]) -> Node:
+    """The step's node with `${step}` in its params filled from the values on those wires.
+
+    Raises:
+        ValidationError: a filled-in value is not what the param allows.
+    """
+    update: dict[str, Value] = {}
+    for key, template in step.texts.items():
+        if (whole := REFERENCE.fullmatch(template)) and isinstance(score := texts[whole[0]], Score):
+            update[key] = score.value
+        else:
+            update[key] = REFERENCE.sub(lambda m: str(texts[m[0]].value), template)  # type: ignore[attr-defined]
+    kept = {key: getattr(step.node, key) for key in type(step.node).model_fields if key not in update}
+    return type(step.node).model_validate({**kept, **update})
 
 
 class _Listed(Sequence[Artifact]):

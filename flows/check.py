@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_origin
 
 from pydantic import ValidationError
 
+from flows import sources
 from flows.graph import Bound, Graph, Lineage, Wire, order
 from flows.reading import Value
 from flows.spec import REFERENCE, SIGNS, Models, Spec, StepSpec, shown
@@ -33,6 +35,10 @@ class _Draft:
     texts: dict[str, str] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     trusted: set[str] = field(default_factory=set)
+
+    def key_of(self, wire: str) -> str:
+        """The key in the file that a wire comes from: its port, or the param whose text it stands in."""
+        return wire if wire in self.cls.ports else next(key for key, text in self.texts.items() if wire in text)
 
 
 class _Binder:
@@ -171,6 +177,8 @@ class _Binder:
         for port in draft.cls.ports.values():
             if port.name not in draft.spec.keys and not port.optional:
                 self._missing(name, draft.cls, port)
+        if issubclass(draft.cls, Source):
+            self._source_params(name, draft)
         values = {key: _for_field(draft.cls, key, value) for key, value in draft.values.items()}
         # A number that a step gives comes when the pipeline runs, and is validated then.
         later = {key for key in draft.texts if draft.cls.model_fields[key].annotation is not str}
@@ -192,6 +200,22 @@ class _Binder:
                 except ModelError as error:
                     self.fault(f'step "{name}": {error}', "steps", name, key)
         return node.model_copy(update=update)
+
+    def _source_params(self, name: str, draft: _Draft) -> None:
+        """A source's files are known before anything runs, and a template's words are known ones."""
+        for key in draft.texts:
+            given = ", ".join(f"${{{found}}}" for found in REFERENCE.findall(draft.texts[key]))
+            self.fault(f'step "{name}": {key}: {given} comes of a step, and a source\'s params must be known before anything '
+                       "runs", "steps", name, key)
+        path, ports = draft.values.get("path"), draft.cls.ports
+        if not isinstance(path, str) or not ports:
+            return
+        wrong = [f"unknown {{{word}}}{self.nearest(word, sources.PLACES)}" for word in sources.mistyped(path)]
+        if not ports.keys() & draft.spec.keys.keys():
+            wrong = [f"{{{place}}} is that of a picture, and none is wired{self._such_as(next(iter(ports)))}"
+                     for place in sources.places_in(path)[:1]]
+        for message in wrong:
+            self.fault(f'step "{name}": path: {message}', "steps", name, "path")
 
     def _missing(self, name: str, cls: type[Node], port: Port) -> None:
         fitting = [f"{port.name}: {wire}" for wire in self.giving(port.type, name)]
@@ -232,7 +256,8 @@ class _Binder:
             if lineage is None:
                 continue
             cls = drafts[name].cls
-            many = issubclass(cls, Source) or any(port.many for port in cls.outputs.values())
+            opens = issubclass(cls, Source) and not drafts[name].wires
+            many = opens or any(port.many for port in cls.outputs.values())
             gives[name] = (*lineage, name) if many else lineage
             if name in nodes:
                 draft = drafts[name]
@@ -247,40 +272,74 @@ class _Binder:
         self, name: str, draft: _Draft, drafts: Mapping[str, _Draft], gives: Mapping[str, Lineage]
     ) -> Lineage | None:
         """The lists that a step runs over, after checking the type and the depth of each of its wires."""
+        if any(wire.step not in gives for wire in draft.wires.values()):
+            return None
+        before = len(self.problems)
         longest: Lineage = ()
         longest_port = ""
-        wrong = False
         for key, wire in draft.wires.items():
-            if wire.step not in gives:
-                return None
-            found = drafts[wire.step].cls.outputs[wire.output].type
-            port, key_in_file = draft.cls.ports.get(key), key
-            if port is None:
-                key_in_file = next(k for k in draft.texts if key in draft.texts[k])
-                if not issubclass(found, Text | Score):
-                    self.fault(f'step "{name}": {key_in_file}: {key} must give Text or Score, and gives {found.__name__}',
-                               "steps", name, key_in_file)
-                    wrong = True
-            elif not issubclass(found, port.type):
-                fitting = self.giving(port.type, name)
-                hint = f"; {port.type.__name__} comes from: {', '.join(fitting)}" if fitting else ""
-                self.fault(f'step "{name}": port "{key}" of {draft.cls.__name__} takes {port.type.__name__}, '
-                           f'and "{wire}" gives {found.__name__}{hint}', "steps", name, key)
-                wrong = True
-            lineage = gives[wire.step]
-            if port and port.many:
+            self._carries(name, draft, key, drafts)
+            lineage, words = gives[wire.step], _as_path(gives[wire.step])
+            if (port := draft.cls.ports.get(key)) and port.many:
                 if not lineage:
-                    self.fault(f'step "{name}": port "{key}" takes a list ({port}), and "{wire}" gives a single '
-                               f"{found.__name__}", "steps", name, key)
-                    wrong = True
+                    found = drafts[wire.step].cls.outputs[wire.output].type.__name__
+                    self.fault(f'step "{name}": port "{key}" takes a list ({port}), and "{wire}" gives a single {found}',
+                               "steps", name, key)
                 lineage = lineage[:-1]
+                words = f"{words} is a list for each {_as_path(lineage)}" if lineage else words
             if lineage[: len(longest)] == longest:
                 longest, longest_port = lineage, key
             elif longest[: len(lineage)] != lineage:
-                self.fault(f'step "{name}": "{key}" comes from a different list than "{longest_port}": '
-                           f"{' / '.join(lineage)}, not {' / '.join(longest)}", "steps", name, key_in_file)
-                wrong = True
-        return None if wrong else longest
+                self.fault(f'step "{name}": "{key}" comes from a different list than "{longest_port}": {words}, '
+                           f"not {_as_path(longest)}", "steps", name, draft.key_of(key))
+        if len(self.problems) == before:
+            self._aligned(name, draft, gives)
+            self._rests_on_files(name, draft, drafts, longest, longest_port)
+        return longest if len(self.problems) == before else None
+
+    def _carries(self, name: str, draft: _Draft, key: str, drafts: Mapping[str, _Draft]) -> None:
+        """Check the type of what a wire carries to a port or into a text."""
+        wire = draft.wires[key]
+        found = drafts[wire.step].cls.outputs[wire.output].type
+        port = draft.cls.ports.get(key)
+        if port is None:
+            if not issubclass(found, Text | Score):
+                param = draft.key_of(key)
+                self.fault(f'step "{name}": {param}: {key} must give Text or Score, and gives {found.__name__}',
+                           "steps", name, param)
+        elif not issubclass(found, port.type):
+            fitting = self.giving(port.type, name)
+            hint = f"; {port.type.__name__} comes from: {', '.join(fitting)}" if fitting else ""
+            self.fault(f'step "{name}": port "{key}" of {draft.cls.__name__} takes {port.type.__name__}, '
+                       f'and "{wire}" gives {found.__name__}{hint}', "steps", name, key)
+
+    def _aligned(self, name: str, draft: _Draft, gives: Mapping[str, Lineage]) -> None:
+        """Check that the lists of a node that goes through them side by side are one list."""
+        many = [key for key in draft.wires if draft.cls.aligned and key in draft.cls.ports and draft.cls.ports[key].many]
+        for key in many[1:]:
+            lineage, first = (gives[draft.wires[each].step] for each in (key, many[0]))
+            if lineage != first:
+                self.fault(f'step "{name}": "{key}" must be of the same list as "{many[0]}": {_as_path(lineage)}, '
+                           f"not {_as_path(first)}", "steps", name, key)
+
+    def _rests_on_files(
+        self, name: str, draft: _Draft, drafts: Mapping[str, _Draft], lineage: Lineage, port: str
+    ) -> None:
+        """Check that a source that reads what lies beside others' files has such files."""
+        if issubclass(draft.cls, Source) and port and not (lineage and issubclass(drafts[lineage[0]].cls, Source)):
+            self.fault(f'step "{name}": "{port}" must rest on files, and "{draft.wires[port]}" rests on none'
+                       f"{self._such_as(port)}", "steps", name, port)
+
+    def _such_as(self, port: str) -> str:
+        """`; write like: photo`."""
+        return f"; write {port}: {self.files}" if self.files else ""
+
+    @cached_property
+    def files(self) -> str:
+        """The first step that has a list of files of its own, or nothing."""
+        known = ((name, step, self.classes.get(step.node)) for name, step in self.spec.steps.items())
+        return next((name for name, step, cls in known
+                     if cls and issubclass(cls, Source) and not cls.ports.keys() & step.keys.keys()), "")
 
     def outputs(self) -> tuple[Wire, ...]:
         found = []
@@ -300,6 +359,10 @@ class _Binder:
 def _inside(value: Value) -> str:
     """A param's value inside a text: as YAML would write it."""
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
+def _as_path(lineage: Lineage) -> str:
+    return " / ".join(lineage)
 
 
 def _plain(value: Any) -> Any:
@@ -336,19 +399,3 @@ def bind(
         return graph
     roots = tuple(Path(os.path.realpath(p)) for p in (Path(spec.file).parent, Path.cwd(), *allow))
     return replace(graph, roots=roots)
-
-
-def rendered(step: Bound, texts: Mapping[str, Artifact]) -> Node:
-    """The step's node with `${step}` in its params filled from the values on those wires.
-
-    Raises:
-        ValidationError: a filled-in value is not what the param allows.
-    """
-    update: dict[str, Value] = {}
-    for key, template in step.texts.items():
-        if (whole := REFERENCE.fullmatch(template)) and isinstance(score := texts[whole[0]], Score):
-            update[key] = score.value
-        else:
-            update[key] = REFERENCE.sub(lambda m: str(texts[m[0]].value), template)  # type: ignore[attr-defined]
-    kept = {key: getattr(step.node, key) for key in type(step.node).model_fields if key not in update}
-    return type(step.node).model_validate({**kept, **update})

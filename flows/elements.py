@@ -115,15 +115,14 @@ class Elements:
         found = self._values.get(wire.step, {}).get(position[: len(source.gives)])
         return found[wire.output] if found else self._hole(source, position)
 
-    def listed(self, wire: Wire, position: Position) -> tuple[list[Ref], list[Hole]]:
-        """What a wire carries to a join at `position`: the values that are there, and the holes between them."""
+    def listed(self, wire: Wire, position: Position) -> list[Ref | Hole]:
+        """What a wire carries to a join at `position`, in order; one hole where not even the list is there."""
         source = self.graph.steps[wire.step]
         above = position[: len(source.gives) - 1]
         count = self.count(source.gives, above)
         if count is None:
-            return [], [self._hole(source, above)]
-        found = [self.value(wire, (*above, index)) for index in range(count)]
-        return [f for f in found if isinstance(f, Ref)], [f for f in found if isinstance(f, Hole)]
+            return [self._hole(source, above)]
+        return [self.value(wire, (*above, index)) for index in range(count)]
 
     def _hole(self, source: Bound, position: Position) -> Hole:
         why = self._gaps.get(source.name, {}).get(position[: len(source.over)])
@@ -140,4 +139,4 @@ class Elements:
         for step in reversed(mine):
             if step.fans_out and step.gives not in self._kept_lists:
                 for position in list(self.positions(step.over, window)):
-                    self._children[step.gives].pop(position, None)
+                    self._children.get(step.gives, {}).pop(position, None)

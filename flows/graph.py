@@ -51,7 +51,7 @@ class Bound:
 
     @property
     def over(self) -> Lineage:
-        """The list whose elements are made one at a time: a source makes each of its files by itself."""
+        """The list whose elements are made one at a time: a source reads each of its files by itself."""
         return self.gives if isinstance(self.node, Source) else self.lineage
 
     @property

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import copy
-import glob
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows import keys
+from flows import keys, sources
 from flows.elements import Elements, Gap, Hole, Position
-from flows.graph import Bound, Graph
+from flows.graph import Bound, Graph, Lineage
 from flows.keys import Digest
 from flows.spec import shown
 from flows.store import Manifest, Ref, Store
 from flows.windows import rounds
 from nodes.base import Model, Source
-from nodes.errors import Damaged, ModelError, PipelineError, Problem
+from nodes.errors import Damaged, InputError, ModelError, PipelineError, Problem
 from nodes.models import identity as model_identity
 
 WINDOW = 64
@@ -63,7 +60,7 @@ class Planner:
         for step in self.graph:
             if isinstance(step.node, Source):
                 try:
-                    self._list_files(step, step.node)
+                    self._find_files(step, step.node)
                 except PipelineError as error:
                     problems += error.problems
         if problems:
@@ -105,32 +102,30 @@ class Planner:
         found = {step.name: keys.identity(step.node, self.models) for step in self.graph}
         return {name: (identity, keys.digest("Node", identity)) for name, identity in found.items()}
 
-    def _list_files(self, step: Bound, node: Source) -> None:
-        def refuse(message: str) -> PipelineError:
-            return PipelineError([self.graph.spec.problem(f'step "{step.name}": path: {message}', "steps", step.name, "path")])
+    def _find_files(self, step: Bound, node: Source) -> None:
+        """List the files of a source, or see that those beside each picture lie where they may."""
+        if not step.wires:
+            found = sources.matching(self.graph, step, node.path, node.suffixes)
+            self.files[step.name], self.elements.root_ids[step.name] = tuple(found.values()), tuple(found)
+            self.elements.open_list(step, (), len(found))
+            return
+        for index in range(len(self.files.get(step.gives[0], ()))):
+            try:
+                self.file_of(step, (index,))
+            except InputError as error:
+                raise sources.refusal(self.graph, step, str(error)) from None
 
-        pattern = os.path.expanduser(node.path)
-        base = Path(os.path.dirname(re.split(r"[*?[]", pattern)[0]) if glob.has_magic(pattern) else os.path.dirname(pattern))
-        if os.path.isdir(pattern):
-            base, pattern = Path(pattern), os.path.join(glob.escape(pattern), "**", "*")
-        found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
-        files = [path for path in found if not node.suffixes or path.suffix.lower() in node.suffixes]
-        if not files:
-            kinds = f" ending in {', '.join(node.suffixes)}" if found else ""
-            raise refuse(f'no file{kinds} matches {shown(node.path)}')
-        if self.graph.roots and "path" not in step.trusted:
-            for path in files:
-                real = Path(os.path.realpath(path))
-                if not any(real.is_relative_to(root) for root in self.graph.roots):
-                    raise refuse(f"{path} lies outside the pipeline's folder and the working directory; allow it with "
-                                 f"--allow {path.parent}")
-        ids = [path.relative_to(base).with_suffix("").as_posix() for path in files]
-        clashing = {one for one in ids if ids.count(one) > 1} if len(set(ids)) < len(ids) else set()
-        self.files[step.name] = tuple(files)
-        self.elements.root_ids[step.name] = tuple(
-            path.relative_to(base).as_posix() if one in clashing else one for one, path in zip(ids, files, strict=True)
-        )
-        self.elements.open_list(step, (), len(files))
+    def file_of(self, step: Bound, position: Position) -> Path:
+        """The file that a source reads for an element.
+
+        Raises:
+            InputError: it lies where it may not.
+        """
+        picture = self.files[step.gives[0]][position[0]]
+        if not step.wires:
+            return picture
+        assert isinstance(step.node, Source)
+        return sources.beside(self.graph, step, step.node.path, picture, self.elements.id_of(step.gives, position))
 
     # --- one call ---
 
@@ -141,40 +136,60 @@ class Planner:
     def call(self, step: Bound, position: Position) -> Call:
         """One call of a step, looked up."""
         id_ = self.elements.id_of(step.over, position)
-        inputs: dict[str, Ref | tuple[Ref, ...] | None] = {}
-        digests: dict[str, Any] = {}
-        missing = 0
-        for port, wire in step.wires.items():
-            holes: list[Hole]
-            if step.port(port).many:
-                listed, holes = self.elements.listed(wire, position)
-                if step.node.tolerates_missing and not any(hole.why is Gap.WAITING for hole in holes):
-                    missing, holes = max(missing, len(holes)), []
-                inputs[port], digests[port] = tuple(listed), [ref.digest for ref in listed]
-            else:
-                value = self.elements.value(wire, position)
-                holes = [value] if isinstance(value, Hole) else []
-                if isinstance(value, Ref):
-                    inputs[port], digests[port] = value, value.digest
-            if holes:
-                waits = any(hole.why is Gap.WAITING for hole in holes)
-                return Call(step, position, id_, "waits" if waits else "skipped", holes[0].step)
+        inputs, missing, hole = self._inputs(step, position)
+        if hole:
+            return Call(step, position, id_, "waits" if hole.why is Gap.WAITING else "skipped", hole.step)
+        digests: dict[str, Any] = {
+            port: [ref.digest for ref in found] if isinstance(found, tuple) else found.digest for port, found in inputs.items()
+        }
+        readable = True
         if isinstance(step.node, Source):
             try:
-                digests["file"] = self.store.file_digest(self.files[step.name][position[0]])
-            except OSError:
-                digests["file"] = ""  # running it will say what is wrong with the file
+                digests["file"] = self.store.file_digest(self.file_of(step, position))
+            except (OSError, InputError):  # running it will say what is wrong with this very file
+                digests["file"], readable = id_, False
         key = keys.step_key(self.identities[step.name][1], digests)
         base = Call(step, position, id_, "run", "", key, inputs, missing)
         if step.name in self.force and key not in self._forced:
             return self._with(base, "run", "forced")
         try:
-            manifest = self.store.look_up(key)
+            manifest = self.store.look_up(key) if readable else None
         except Damaged:
             return self._with(base, "run", "damaged")
         if manifest is not None:
             return self._with(base, "cached", "", manifest)
         return self._with(base, "run", self._reason(step, id_, key, digests))
+
+    def _inputs(self, step: Bound, position: Position) -> tuple[dict[str, Ref | tuple[Ref, ...]], int, Hole | None]:
+        """What the wires carry to a call, how many elements its lists lack, and the hole that keeps it from running.
+
+        A node that can do without some elements gets each of its lists without those that any port lacks, so that what
+        stands at one place of two ports still belongs together. A source's port says only whose files: it carries nothing.
+        """
+        found: dict[str, Ref] = {}
+        lists: dict[str, list[Ref | Hole]] = {}
+        holes: list[Hole] = []
+        lost: dict[Lineage, set[int]] = {}
+        for port, wire in {} if isinstance(step.node, Source) else step.wires.items():
+            if step.port(port).many:
+                lists[port] = self.elements.listed(wire, position)
+                gaps = {index: each for index, each in enumerate(lists[port]) if isinstance(each, Hole)}
+                if step.node.tolerates_missing and all(gap.why is not Gap.WAITING for gap in gaps.values()):
+                    lost.setdefault(self.graph.steps[wire.step].gives, set()).update(gaps)
+                else:
+                    holes += gaps.values()
+            elif isinstance(value := self.elements.value(wire, position), Hole):
+                holes.append(value)
+            else:
+                found[port] = value
+        if holes:
+            return {}, 0, next((hole for hole in holes if hole.why is Gap.WAITING), holes[0])
+        joined = {
+            port: tuple(each for index, each in enumerate(lists[port]) if isinstance(each, Ref) and index not in
+                        lost.get(self.graph.steps[step.wires[port].step].gives, ()))
+            for port in lists
+        }
+        return {**found, **joined}, max(map(len, lost.values()), default=0), None
 
     def done(self, call: Call, outputs: Mapping[str, Ref | tuple[Ref, ...]]) -> None:
         """Note what a call gave."""
@@ -192,7 +207,7 @@ class Planner:
             for port, value in call.inputs.items()
         }
         if isinstance(call.step.node, Source):
-            found["file"] = self.store.file_digest(self.files[call.step.name][call.position[0]])
+            found["file"] = self.store.file_digest(self.file_of(call.step, call.position))
         return found
 
     def _reason(self, step: Bound, id_: str, key: Digest, inputs: Mapping[str, Any]) -> str:
@@ -223,7 +238,9 @@ class Planner:
                 return f"{name} changed: {shown(was)} → {shown(now)}"
         for port in {**before.inputs, **inputs}:
             if before.inputs.get(port) != inputs.get(port):
-                return "picture changed" if port == "file" else f"{port.strip('${}')} changed"
+                if port == "file":
+                    return "file changed" if step.wires else "picture changed"
+                return f"{port.strip('${}')} changed"
         return "removed from the store"
 
 

@@ -81,6 +81,8 @@ class Node(BaseModel):
     outputs: ClassVar[Mapping[str, Port]] = {}
     tolerates_missing: ClassVar[bool] = False
     """Whether a `list` port may come without the elements that failed."""
+    aligned: ClassVar[bool] = False
+    """Whether what stands at one place of its `list` ports belongs together: they then must be wired to one list."""
 
     varying: ClassVar[frozenset[str]] = frozenset()
     """The params that may differ between the items of a batch: those that `run_batch` takes, as lists."""
@@ -143,6 +145,10 @@ class Source(Node):
 
     `run` takes the file and gives one artifact. `path` may hold `*`, `**` and `?`; a folder means all the files in it
     whose suffix is one of `suffixes`. It enters no cache key: the contents do.
+
+    A port of a source says only whose files: its value is never read and enters no cache key. Where one is wired,
+    there is one file for each of its elements, named by `path` with the `{folder}`, `{name}` and `{stem}` of the
+    picture's file and the element's `{id}`.
     """
 
     path: str

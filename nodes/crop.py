@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from nodes.artifacts import Boxes, Image
@@ -12,23 +13,32 @@ from nodes.base import Node
 from nodes.errors import InputError
 
 
+class Crops(NamedTuple):
+    """Pictures cut out of one, and where each comes from: one box of whole pixels, with its label and score."""
+
+    images: list[Image]
+    places: list[Boxes]
+
+
 class Crop(Node):
-    """One picture for each box, in the order of the boxes: all pixels that the box touches.
+    """One picture for each box, in the order of the boxes: all pixels that the box touches; and its place, for `Paste`.
 
     `padding` widens the box on each side by that share of its own width and height; `square` then widens the shorter
     side to the longer one, moved inside the picture where it would leave it. What still reaches beyond the picture is
-    cut off. Each crop's info tells its `label`, `score` and place (`left`, `top`).
+    cut off. `size` scales each crop (Lanczos) until its longer side has that many pixels, so that a model sees small
+    objects at the size it was made for; the place stays that in the picture.
 
     Raises:
         InputError: a box lies outside the picture.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     padding: Annotated[float, Field(ge=0, le=10)] = 0.0
     square: bool = False
+    size: Annotated[int, Field(ge=1, le=8192)] | None = None
 
-    def run(self, image: Image, boxes: Boxes) -> list[Image]:
-        crops = []
+    def run(self, image: Image, boxes: Boxes) -> Crops:
+        crops = Crops([], [])
         rows = zip(boxes.xyxy.tolist(), boxes.labels, boxes.scores.tolist(), strict=True)
         for index, (box, label, score) in enumerate(rows):
             x1, y1, x2, y2 = (round(corner, 2) for corner in box)
@@ -44,12 +54,19 @@ class Crop(Node):
                 side = max(right - left, bottom - top)
                 left, right = _widened(left, right, side, image.width)
                 top, bottom = _widened(top, bottom, side, image.height)
-            crops.append(
-                Image(image.pixels[top:bottom, left:right]).with_info(
-                    label=label, score=round(score, 3), left=left, top=top
-                )
-            )
+            crops.images.append(self._scaled(Image(image.pixels[top:bottom, left:right])))
+            place = np.array([[left, top, right, bottom]], np.float32)
+            crops.places.append(Boxes(place, (label,), np.array([score], np.float32)))
         return crops
+
+    def _scaled(self, crop: Image) -> Image:
+        from PIL import Image as pil
+
+        longer = max(crop.width, crop.height)
+        if self.size in (None, longer):
+            return crop
+        width, height = (max(1, round(side * self.size / longer)) for side in (crop.width, crop.height))
+        return Image.from_pil(crop.pil.resize((width, height), pil.Resampling.LANCZOS))
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:

@@ -33,6 +33,7 @@ class Nearest(Node):
 
     version: ClassVar[str] = "1"
     tolerates_missing: ClassVar[bool] = True
+    aligned: ClassVar[bool] = True
     count: Annotated[int, Field(ge=1)] = 5
 
     def run(self, query: Embedding, candidates: list[Embedding], images: list[Image]) -> Matches:

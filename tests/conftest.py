@@ -75,7 +75,7 @@ class Workplace:
 
 @pytest.fixture
 def workplace(tmp_path: Path, server: Mapping[str, str]) -> Workplace:
-    for name in ("replace_object", "replace_background", "generate_and_refine", "find_similar"):
+    for name in ("replace_object", "replace_background", "generate_and_refine", "find_similar", "per_object"):
         (tmp_path / f"{name}.yaml").write_bytes((ROOT / "pipelines" / f"{name}.yaml").read_bytes())
     return Workplace(tmp_path, server)
 

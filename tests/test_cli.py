@@ -133,6 +133,32 @@ def test_what_a_user_did_is_told_in_a_line(halves: Workplace, words: tuple[str, 
     assert not (halves.folder / "outputs" / "replace-object").exists(), "no run was begun"
 
 
+def test_what_lies_beside_a_picture_is_read_and_what_lies_elsewhere_is_not(halves: Workplace) -> None:
+    (halves.folder / "beside.yaml").write_text(
+        'name: beside\nparams: {place: "{folder}/{stem}.txt"}\nsteps:\n  photo: {node: Load, path: photos}\n'
+        '  words: {node: LoadText, like: photo, path: "${place}"}\noutputs: [words]\n'
+    )
+    (halves.folder / "photos" / "cat-blue.txt").write_text("a cat\n")
+    ran = halves.photoloom("run", "beside.yaml")
+    assert ran.returncode == 1
+    assert "failed: words dog-green: photos/dog-green.txt: no such file\n" in ran.stderr
+    (file,) = (halves.folder / "outputs" / "beside").glob("*/words/*")
+    assert (file.name, file.read_text()) == ("cat-blue.txt", "a cat")
+    (halves.folder / "photos" / "dog-green.txt").write_text("a dog\n")
+    again = halves.run("beside.yaml")
+    assert [again["steps"]["words"][state] for state in ("cached", "ran", "failed")] == [1, 1, 0]
+    assert [found["id"] for found in again["outputs"]["words"]] == ["cat-blue", "dog-green"]
+
+    text = (halves.folder / "beside.yaml").read_text().replace("{folder}/{stem}.txt", "{folder}/../../../etc/passwd")
+    (halves.folder / "beside.yaml").write_text(text)
+    refused = halves.photoloom("run", "beside.yaml")
+    assert refused.returncode == 2
+    assert refused.stderr.endswith(
+        'beside.yaml:5:40: step "words": path: photos/../../../etc/passwd lies outside the pipeline\'s folder and the working '
+        "directory; allow it with --allow photos/../../../etc\n"
+    )
+
+
 def test_what_a_node_did_is_told_in_a_line_and_kept_in_full(halves: Workplace) -> None:
     (halves.folder / "own.py").write_text(NODE.replace("pixels // 2", "pixels // (1 // len(image.info.get('no', ())))"))
     ran = halves.photoloom("run", "halved.yaml", "--nodes", "own.py")

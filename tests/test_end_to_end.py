@@ -157,6 +157,33 @@ def test_the_pictures_nearest_to_a_cat_are_cats(workplace: Workplace) -> None:
     assert len(scores) == 3
 
 
+def test_each_object_is_changed_by_itself_and_all_around_stays(workplace: Workplace) -> None:
+    workplace.add("cat-cat-purple.png", "fox-grey.png")
+    pipeline = workplace.folder / "per_object.yaml"
+    pipeline.write_text(pipeline.read_text().replace("outputs: [edited]", "outputs: [cut.places, made, edited]"))
+    found = workplace.run("per_object.yaml", *PHOTOS)
+    assert states(found) == {"photo": "2 ran", "boxes": "2 ran", "cut": "2 ran", "made": "2 ran", "edited": "2 ran"}
+    assert found["steps"]["edited"]["notes"] == {"no crops: passed unchanged": 1}
+    files = {step: {f["id"]: workplace.folder / f["path"] for f in given} for step, given in found["outputs"].items()}
+    assert set(files["made"]) == set(files["cut.places"]) == {"cat-cat-purple/0", "cat-cat-purple/1"}
+    assert {picture(path).size for path in files["made"].values()} == {(128, 128)}
+
+    before = np.asarray(picture(EXAMPLES / "cat-cat-purple.png").convert("RGB")).astype(int)
+    after = np.asarray(picture(files["edited"]["cat-cat-purple"])).astype(int)
+    outside = np.ones(before.shape[:2], bool)
+    for path in files["cut.places"].values():
+        place = json.loads(path.read_text())
+        assert place["labels"] == ["cat"]
+        left, top, right, bottom = map(int, place["xyxy"][0])
+        middle = np.s_[top + 20 : bottom - 20, left + 20 : right - 20]
+        assert np.abs(before[middle] - after[middle]).mean() > 20
+        outside[top:bottom, left:right] = False
+    assert outside.sum() > 5000
+    assert (before[outside] == after[outside]).all()
+    fox = picture(files["edited"]["fox-grey"])
+    assert (np.asarray(fox) == np.asarray(picture(EXAMPLES / "fox-grey.png"))).all()
+
+
 def test_an_unreadable_picture_fails_alone_and_the_exit_code_says_so(workplace: Workplace) -> None:
     workplace.add("cat-blue.png")
     (workplace.folder / "photos" / "broken.png").write_bytes(b"no picture")

@@ -84,6 +84,17 @@ class Tolerant(Node):
         return Score(float(len(images)), "count")
 
 
+class Pairs(Node):
+    """Two lists of pictures, the first pixels of those that belong together in one row."""
+
+    version: ClassVar[str] = "1"
+    tolerates_missing: ClassVar[bool] = True
+    aligned: ClassVar[bool] = True
+
+    def run(self, left: list[Image], right: list[Image]) -> Image:
+        return Image(np.stack([[a.pixels[0, 0], b.pixels[0, 0]] for a, b in zip(left, right, strict=True)]))
+
+
 class Measured(NamedTuple):
     mean: Score
     words: Text

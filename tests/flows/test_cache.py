@@ -214,6 +214,6 @@ def test_results_do_not_depend_on_windows_or_batches(photos: Path, run: Run, tmp
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("name", ["replace_object", "replace_background", "generate_and_refine", "find_similar"])
+@pytest.mark.parametrize("name", ["replace_object", "replace_background", "generate_and_refine", "find_similar", "per_object"])
 def test_each_shipped_pipeline_is_right(name: str) -> None:
     Pipeline.from_yaml(Path(__file__).parents[2] / "pipelines" / f"{name}.yaml")

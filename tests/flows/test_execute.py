@@ -91,7 +91,7 @@ steps:
   photo: {{node: Grey, path: "{photos}"}}
   spot: {{node: BrightSpot, image: photo, threshold: 254}}
   cuts: {{node: Crop, image: photo, boxes: spot}}
-  negative: {{node: Invert, image: cuts}}
+  negative: {{node: Invert, image: cuts.images}}
 """)
     assert states(ran) == {"photo": "3 ran", "spot": "3 ran", "cuts": "3 ran", "negative": ""}
     assert ran.result.failures == []
@@ -111,6 +111,40 @@ steps:
     assert states(ran)["count"] == "1 ran"
     assert values(ran, "count")[0].value == 2
     assert ran.result.steps["count"].notes == {"1 missing": 1}
+
+
+def test_what_one_list_lacks_the_others_of_a_join_lack_too(photos: Path, run: Run) -> None:
+    (photos / "b.txt").write_text("13 1\n")
+    (photos / "c.txt").write_text("no number\n")
+    (photos / "d.txt").write_text("40 250\n")
+    ran = run(f"""
+name: x
+steps:
+  photo: {{node: Grey, path: "{photos}"}}
+  fussy: {{node: Fussy, image: photo}}
+  negative: {{node: Invert, image: fussy}}
+  pairs: {{node: Pairs, left: photo, right: negative}}
+  turned: {{node: Pairs, left: negative, right: photo}}
+""")
+    assert states(ran)["negative"] == "2 ran, 2 skipped"
+    for step, rows in (("pairs", [[10, 245], [40, 215]]), ("turned", [[245, 10], [215, 40]])):
+        assert values(ran, step)[0].pixels[..., 0].tolist() == rows
+        assert ran.result.steps[step].notes == {"2 missing": 1}
+
+
+def test_a_join_of_a_list_that_never_came_is_skipped(photos: Path, run: Run) -> None:
+    (photos / "b.txt").write_text("13 1\n")
+    ran = run(f"""
+name: x
+steps:
+  photo: {{node: Grey, path: "{photos}/[ab].txt"}}
+  fussy: {{node: Fussy, image: photo}}
+  rows: {{node: Rows, image: fussy}}
+  negative: {{node: Invert, image: rows}}
+  count: {{node: Tolerant, images: negative}}
+""")
+    assert [value.value for value in values(ran, "count")] == [2]
+    assert states(ran)["count"] == "1 ran, 1 skipped"
 
 
 def test_a_step_inside_a_text_is_a_wire(photos: Path, run: Run) -> None:

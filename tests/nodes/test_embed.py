@@ -23,7 +23,7 @@ def cosine(a: Embedding, b: Embedding) -> float:
 
 def crop(example: Example, index: int = 0) -> Image:
     boxes = Boxes(example.boxes, example.labels, np.ones(len(example.labels), np.float32))
-    return Crop(square=True).run(example.image, boxes)[index]
+    return Crop(square=True).run(example.image, boxes).images[index]
 
 
 def test_two_cats_are_more_alike_than_a_cat_and_another_thing(embed: Embed, examples: dict[str, Example]) -> None:

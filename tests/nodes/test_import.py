@@ -17,13 +17,16 @@ def test_every_shipped_node_declares_its_version_and_its_ports() -> None:
 
     shipped = {name: node for name, node in registered().items() if node.__module__.startswith("nodes.")}
     assert set(shipped) >= {
-        "ContactSheet", "Crop", "Detect", "Embed", "Generate", "Inpaint", "Load", "Nearest", "Refine", "Save",
-        "Segment",
+        "ContactSheet", "Crop", "Detect", "Embed", "Generate", "Inpaint", "Load", "LoadMask", "LoadText", "Nearest",
+        "Paste", "Refine", "Save", "Segment",
     }
     for name, node in shipped.items():
         assert node.version.isdigit(), name
         assert getattr(nodes, name) is node
     assert {name: str(port) for name, port in shipped["Inpaint"].ports.items()} == {"image": "Image", "mask": "Masks"}
+    assert {name: str(port) for name, port in shipped["Paste"].ports.items()} == {
+        "image": "Image", "crops": "list[Image]", "places": "list[Boxes]",
+    }
     assert {name: str(port) for name, port in shipped["Nearest"].outputs.items()} == {
         "images": "list[Image]", "scores": "list[Score]",
     }
