@@ -32,7 +32,7 @@ class Detect(Node):
         ModelError: the model is absent or does not detect objects.
     """
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     model: Model = Model(role="detect")
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
     labels: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Detect(Node):
                 if label not in names.values():
                     raise InputError(f'Detect.labels: the model knows no "{label}"{nearest(label, names.values())}')
 
-            found = detector.batched(image, lambda pixels, some: _objects(detector, pixels, some, self.threshold))
+            found = detector.batched(image, lambda inputs, some: _objects(detector, inputs, some, self.threshold))
         return [self._boxes(rows, picture) for rows, picture in zip(found, image, strict=True)]
 
     def _boxes(self, rows: Sequence[Row], picture: Image) -> Boxes:
@@ -72,9 +72,9 @@ class Detect(Node):
         return boxes if len(boxes) else boxes.with_info(note="no object found")
 
 
-def _objects(detector: Vision, pixels: Any, pictures: Sequence[Image], threshold: float) -> list[list[Row]]:
+def _objects(detector: Vision, inputs: Any, pictures: Sequence[Image], threshold: float) -> list[list[Row]]:
     """The objects of each picture whose score is above the threshold."""
-    output = detector.model(pixel_values=pixels)
+    output = detector.model(**inputs)
     output.logits, output.pred_boxes = output.logits.float().cpu(), output.pred_boxes.float().cpu()
     sizes = [seen(picture).shape[:2] for picture in pictures]
     results = detector.processor.post_process_object_detection(output, threshold=threshold, target_sizes=sizes)

@@ -36,7 +36,7 @@ class Embed(Node):
     def run_batch(self, image: list[Image]) -> list[Embedding]:
         """One result for each picture, of whatever shapes."""
         with held(self.model, _load) as embedder:
-            return embedder.batched(image, lambda pixels, _: _embeddings(embedder, pixels))
+            return embedder.batched(image, lambda inputs, _: _embeddings(embedder, inputs["pixel_values"]))
 
 
 def _embeddings(embedder: Vision, pixels: Any) -> list[Embedding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,9 +28,12 @@ class Vision:
     processor: Any
     place: Place
 
-    def pixels(self, picture: Image) -> Any:
-        """The tensor (1, 3, h, w) that the model is to see, on the CPU in float32."""
-        return self.processor(images=[seen(picture)], return_tensors="pt")["pixel_values"]
+    def inputs(self, picture: Image) -> dict[str, Any]:
+        """What the model is to see, as arguments of its call, on the CPU in float32: `pixel_values` (1, 3, h, w), and
+        `pixel_mask` (1, h, w), 0 where the processor padded the picture, if the model takes it."""
+        made = self.processor(images=[seen(picture)], return_tensors="pt")
+        taken = inspect.signature(self.model.forward).parameters
+        return {name: made[name] for name in ("pixel_values", "pixel_mask") if name in made and name in taken}
 
     @property
     def modules(self) -> Sequence[Any]:
@@ -37,22 +41,21 @@ class Vision:
         return (self.model,)
 
     def batched(self, pictures: Sequence[Image], work: Callable[[Any, Sequence[Image]], Sequence[T]]) -> list[T]:
-        """`work(tensor, pictures)` on those pictures together that the processor brings to one size, results in order.
-
-        Pictures of other sizes would have to be padded, and padding changes what the model sees.
-        """
+        """`work(inputs, pictures)` on those pictures together that the processor brings to one size, results in order."""
         return self.place.spread(pictures, lambda share: self._batched(share, work))
 
     def _batched(self, pictures: Sequence[Image], work: Callable[[Any, Sequence[Image]], Sequence[T]]) -> list[T]:
         import torch
 
-        tensors = [self.pixels(picture) for picture in pictures]
+        prepared = [self.inputs(picture) for picture in pictures]
         groups: dict[tuple[int, ...], list[int]] = {}
-        for index, tensor in enumerate(tensors):
-            groups.setdefault(tuple(tensor.shape), []).append(index)
+        for index, each in enumerate(prepared):
+            groups.setdefault(tuple(each["pixel_values"].shape), []).append(index)
         found: dict[int, T] = {}
         for group in groups.values():
-            together = torch.cat([tensors[index] for index in group]).to(self.place.device, self.place.dtype)
+            together = {name: torch.cat([prepared[index][name] for index in group]) for name in prepared[group[0]]}
+            together = {name: tensor.to(self.place.device) for name, tensor in together.items()}
+            together["pixel_values"] = together["pixel_values"].to(self.place.dtype)
             with torch.inference_mode():
                 found.update(zip(group, work(together, [pictures[index] for index in group]), strict=True))
         return [found[index] for index in range(len(pictures))]
