@@ -40,6 +40,10 @@ class Caller:
         )
         self._sizes: dict[Any, tuple[BatchSize, BatchSize]] = {}
 
+    def prepare(self, step: Bound) -> None:
+        """Load what a step needs, ahead of its first call."""
+        step.node.prepare()
+
     def size(self, step: Bound) -> int:
         """How many elements of a step are to be called together now."""
         return self._size(step)[0].size if _together(step) else 1
