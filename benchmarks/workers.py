@@ -73,7 +73,7 @@ def throughput(environment: Mapping[str, str], folder: Path, text: str, pictures
             workers = cluster.workers_at(address)
             for name in ("warm", "timed"):  # in the first the workers import what they need
                 execution = Execution(
-                    Pipeline.from_yaml(text).graph(), Store(folder / f"{name}-{count}"), window=256, batch=8,
+                    Pipeline.from_yaml(text).graph(allow=[folder]), Store(folder / f"{name}-{count}"), window=256, batch=8,
                     caller=partial(RemoteCaller, workers),
                 )
                 execution.run()
@@ -109,7 +109,7 @@ def main() -> None:
     own.import_nodes(HERE / "worker_nodes.py")
     with tempfile.TemporaryDirectory() as name, server() as (environment, _):
         folder = Path(name)
-        environment = {**environment, "WAITED": str(folder / "waited")}
+        environment = {**environment, "WAITED": str(folder / "waited"), "OMP_NUM_THREADS": "1"}
         text = folder_of(given.pictures, folder)
         counts = tuple(sorted(map(int, given.workers.split(","))))
         throughput(environment, folder, text, given.pictures, counts)

@@ -29,6 +29,9 @@ class Clock:
             inner = stack.pop()
             if stack:
                 stack[-1] += taken
-            beside = "" if threading.get_ident() == self._main else " (beside)"
-            with self._lock:
-                self.seconds[name + beside] = self.seconds.get(name + beside, 0.0) + taken - inner
+            self.add(name if threading.get_ident() == self._main else f"{name} (beside)", taken - inner)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere."""
+        with self._lock:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds

@@ -170,6 +170,7 @@ class Pipeline:
         execution, swept = self._execution(
             params, sweep, models, store, allow, only, force, max_failures, watcher, window, batch, on
         )
+        began = time.perf_counter()
 
         from flows.server import connected
         from flows.tasks import as_flow
@@ -177,6 +178,7 @@ class Pipeline:
         with connected(say):
 
             def body(pipeline: str, params: dict[str, Any]) -> dict[str, Any]:
+                execution.clock.add("Prefect (start)", time.perf_counter() - began)
                 return _in_flow(execution, swept, Path(out), metadata)
 
             given = {**(params or {}), **swept.values}

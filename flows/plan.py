@@ -50,7 +50,7 @@ class Planner:
     store: Store
     force: frozenset[str] = frozenset()
     elements: Elements = field(init=False)
-    files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.elements = Elements(self.graph)
@@ -121,7 +121,7 @@ class Planner:
         Raises:
             InputError: it lies where it may not.
         """
-        picture = self.files[step.gives[0]][position[0]]
+        picture = Path(self.files[step.gives[0]][position[0]])
         if not step.wires:
             return picture
         assert isinstance(step.node, Source)
@@ -193,7 +193,8 @@ class Planner:
 
     def done(self, call: Call, outputs: Mapping[str, Ref | tuple[Ref, ...]]) -> None:
         """Note what a call gave."""
-        self._forced.add(call.key)
+        if call.step.name in self.force:
+            self._forced.add(call.key)
         self.elements.give(call.step, call.position, outputs)
 
     @staticmethod

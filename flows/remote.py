@@ -68,8 +68,11 @@ class RemoteCaller(Caller):
         else:
             super().prepare(step)
 
-    def size(self, step: Bound) -> int:
-        return LARGEST if sent(step) else super().size(step)
+    def lanes(self, step: Bound) -> int:
+        return 1 if sent(step) else super().lanes(step)
+
+    def size(self, step: Bound, left: int) -> int:
+        return LARGEST if sent(step) else super().size(step, left)
 
     def run(self, step: Bound, calls: Sequence[Call]) -> Iterator[tuple[Call, Outcome]]:
         """Have the calls made. A worker that dies has its window made by another; an element that kills them fails alone."""

@@ -30,18 +30,19 @@ def mistyped(path: str) -> list[str]:
     return [word for word in words if word not in PLACES and get_close_matches(word.lower(), PLACES)]
 
 
-def matching(graph: Graph, step: Bound, path: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """The files that a file's path, a folder or a pattern names, in order, by what people call them.
+def matching(graph: Graph, step: Bound, path: str, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """The files that a file's path, a folder or a pattern names, in order, by what people call them. Strings, since there
+    may be a million.
 
     Raises:
         PipelineError: there is none, or one lies where it may not.
     """
     pattern = os.path.expanduser(path)
-    base = Path(os.path.dirname(re.split(r"[*?[]", pattern)[0]) if glob.has_magic(pattern) else os.path.dirname(pattern))
+    base = os.path.dirname(re.split(r"[*?[]", pattern)[0] if glob.has_magic(pattern) else pattern)
     if os.path.isdir(pattern):
-        base, pattern = Path(pattern), os.path.join(glob.escape(pattern), "**", "*")
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
-    files = [file for file in found if not suffixes or file.suffix.lower() in suffixes]
+        base, pattern = pattern, os.path.join(glob.escape(pattern), "**", "*")
+    found = [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    files = [name for name in found if not suffixes or os.path.splitext(name)[1].lower() in suffixes]
     if not files:
         kinds = f" ending in {', '.join(suffixes)}" if found else ""
         raise refusal(graph, step, f"no file{kinds} matches {shown(path)}")
@@ -50,12 +51,12 @@ def matching(graph: Graph, step: Bound, path: str, suffixes: tuple[str, ...]) ->
             confine(graph, step, file)
         except InputError as error:
             raise refusal(graph, step, str(error)) from None
-    names = [file.relative_to(base) for file in files]
-    short = [name.with_suffix("").as_posix() for name in names]
+    names = [os.path.relpath(file, base or os.curdir).replace(os.sep, "/") for file in files]
+    short = [os.path.splitext(name)[0] for name in names]
     uses = Counter(short)
-    ids = [name.as_posix() if uses[one] > 1 else one for one, name in zip(short, names, strict=True)]
+    ids = [name if uses[one] > 1 else one for one, name in zip(short, names, strict=True)]
     if len(set(ids)) < len(ids):  # a.png.png beside a.png and a.jpg
-        ids = [name.as_posix() for name in names]
+        ids = names
     return dict(zip(ids, files, strict=True))
 
 
@@ -71,7 +72,7 @@ def beside(graph: Graph, step: Bound, template: str, picture: Path, id_: str) ->
     return path
 
 
-def confine(graph: Graph, step: Bound, path: Path, also: Path | None = None) -> None:
+def confine(graph: Graph, step: Bound, path: str | Path, also: Path | None = None) -> None:
     """Raise InputError where the pipeline's file itself names a file outside its own folder, the working directory, and
     the folder `also`; links are followed."""
     if graph.roots is None or "path" in step.trusted:
@@ -80,7 +81,7 @@ def confine(graph: Graph, step: Bound, path: Path, also: Path | None = None) -> 
     roots = graph.roots if also is None else (*graph.roots, Path(os.path.realpath(also)))
     if not any(real.is_relative_to(root) for root in roots):
         raise InputError(f"{path} lies outside the pipeline's folder and the working directory; allow it with "
-                         f"--allow {path.parent}")
+                         f"--allow {os.path.dirname(path) or os.curdir}")
 
 
 def refusal(graph: Graph, step: Bound, message: str) -> PipelineError:

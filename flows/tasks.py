@@ -55,10 +55,12 @@ def run_in_flow(
 
         # Prefect would not start a task below a failed one; ours tell each element that it is skipped.
         above = [ended[wire.step] for wire in step.wires.values() if wire.step in ended and ended[wire.step].is_completed()]
-        ended[step.name] = window(step.name, number, body, return_state=True, wait_for=above)
+        with execution.clock("Prefect"):
+            ended[step.name] = window(step.name, number, body, return_state=True, wait_for=above)
         if raised:
             raise raised[0]
-        progress.window_done()
+        with execution.clock("Prefect"):
+            progress.window_done()
 
     found = report(execution.run(around))
     create_markdown_artifact(markdown(found), key="photoloom-report")

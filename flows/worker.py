@@ -13,21 +13,23 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from flows import wire
 from flows.calls import Caller, Outcome
 from flows.clock import Clock
 from flows.graph import Bound, Graph
+from flows.keys import Digest
 from flows.plan import Call, Planner
 from flows.results import Failure
 from flows.spec import Spec
 from flows.store import Ref, Store
 from nodes.base import Model
 from nodes.errors import Damaged, PhotoloomError, WorkerError
-from nodes.resident import loads, release
+from nodes.resident import in_a_lane, loads, release
 
 STATE = "PHOTOLOOM_WORKER_STATE"
 """The environment variable that names the file in which a worker says how it is."""
@@ -49,12 +51,15 @@ def work(text: str) -> str:
     state.tell(bench.step.name)
     try:
         calls = [wire.call_received(bench.step, call) for call in asked["calls"]]
-        made = [_answer(bench, call, outcome) for call, outcome in _made(bench, calls)]
+        made = dict(_made(bench, calls))
+        answers = [_answer(bench, call, made[call.key]) for call in calls]
         state.windows += 1
     finally:
         bench.store.turn()
+        bench.lost.clear()
         state.tell(None)
-    return json.dumps({"made": made, "batch": bench.caller.size(bench.step)}, ensure_ascii=False)
+    batch = bench.caller.lanes(bench.step) * bench.caller.size(bench.step, sys.maxsize)
+    return json.dumps({"made": answers, "batch": batch}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,13 @@ class _Bench:
     store: Store
     caller: Caller
     lost: list[tuple[str, Ref]]
+
+    def found(self, call: Call) -> Outcome | None:
+        """What the store has of a call by now."""
+        try:
+            return self.store.look_up(call.key)
+        except Damaged:
+            return None
 
 
 @lru_cache(maxsize=64)
@@ -104,28 +116,33 @@ def _store(store: str) -> Store:
     return Store(Path(store))
 
 
-def _made(bench: _Bench, calls: Sequence[Call]) -> Iterator[tuple[Call, Outcome]]:
-    """Each call with what came of it, batch by batch; what the store has by now is taken from it."""
-    todo = list(calls)
-    while todo:
-        _leave_if_asked()
-        size = bench.caller.size(bench.step)
-        some, todo = todo[:size], todo[size:]
-        missing = []
-        for call in some:
-            if call.reason != "forced" and (manifest := _found(bench, call)):
-                yield call, manifest
-            else:
-                missing.append(call)
-        if missing:
-            yield from bench.caller.run(bench.step, missing)
-
-
-def _found(bench: _Bench, call: Call) -> Outcome | None:
+def _made(bench: _Bench, calls: Sequence[Call]) -> Iterator[tuple[Digest, Outcome]]:
+    """What came of each call, by its key: in batches, as many of them at once as the node's model allows."""
+    todo, lanes, running = calls, bench.caller.lanes(bench.step), set[Future[list[tuple[Digest, Outcome]]]]()
     try:
-        return bench.store.look_up(call.key)
-    except Damaged:
-        return None
+        while todo or running:
+            while todo and len(running) < lanes:
+                _leave_if_asked()
+                size = bench.caller.size(bench.step, len(todo))
+                some, todo = todo[:size], todo[size:]
+                if lanes == 1:
+                    yield from _batch(bench, some)
+                else:
+                    running.add(in_a_lane(partial(_batch, bench, some)))
+            if running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for each in done:
+                    yield from each.result()
+    finally:
+        wait(running)
+
+
+def _batch(bench: _Bench, calls: Sequence[Call]) -> list[tuple[Digest, Outcome]]:
+    """Calls made together; what the store has by now is taken from it."""
+    found = {call.key: bench.found(call) for call in calls if call.reason != "forced"}
+    missing = [call for call in calls if not found.get(call.key)]
+    made = [(call.key, outcome) for call, outcome in bench.caller.run(bench.step, missing)] if missing else []
+    return made + [(key, outcome) for key, outcome in found.items() if outcome]
 
 
 def _leave_if_asked() -> None:
@@ -142,7 +159,6 @@ def _answer(bench: _Bench, call: Call, outcome: Outcome) -> wire.Sent:
         return {"outputs": wire.values_sent(outcome.outputs), "seconds": outcome.seconds}
     inputs = [ref for found in call.inputs.values() for ref in (found if isinstance(found, tuple) else (found,))]
     lost = [[step, wire.ref_sent(ref)] for step, ref in bench.lost if ref in inputs]
-    bench.lost.clear()
     return {"error": outcome.error, "traceback": outcome.traceback, "lost": lost}
 
 
