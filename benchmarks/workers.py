@@ -6,6 +6,7 @@ is the share of the workers' time in which none of them was at a picture: wall Ã
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as pil
@@ -62,25 +65,32 @@ def folder_of(pictures: int, folder: Path) -> str:
 
 
 def throughput(environment: Mapping[str, str], folder: Path, text: str, pictures: int, counts: tuple[int, ...]) -> None:
-    """Print seconds, speed-up and the share of orchestration for each number of workers."""
+    """Print seconds, speed-up and the share of orchestration, in this process and for each number of workers."""
     print(f"{'workers':>8}{'seconds':>10}{'pictures/s':>12}{'against one':>13}{'orchestration':>15}")
-    alone = 0.0
+
+    def run(store: str, **options: Any) -> float:
+        graph = Pipeline.from_yaml(text).graph(allow=[folder])
+        execution = Execution(graph, Store(folder / store), window=256, batch=8, **options)
+        execution.run()
+        return execution.result.steps["waited"].seconds
+
+    def row(name: object, count: int, seconds: float, alone: float) -> None:
+        idle = 1 - pictures * SECONDS / (seconds * count)
+        print(f"{name:>8}{seconds:>10.2f}{pictures / seconds:>12.1f}{alone / seconds:>13.2f}{idle:>15.1%}")
+
+    here, alone = run("here"), 0.0
     with ExitStack() as roofs:
         address = roofs.enter_context(worker(environment))
-        for there, count in enumerate(counts):
-            for _ in range(count - (counts[there - 1] if there else 1)):
+        for before, count in pairwise((1, *counts)):
+            for _ in range(count - before):
                 roofs.enter_context(worker(environment, "--scheduler", address))
-            workers = cluster.workers_at(address)
-            for name in ("warm", "timed"):  # in the first the workers import what they need
-                execution = Execution(
-                    Pipeline.from_yaml(text).graph(allow=[folder]), Store(folder / f"{name}-{count}"), window=256, batch=8,
-                    caller=partial(RemoteCaller, workers),
-                )
-                execution.run()
-            seconds = execution.result.steps["waited"].seconds
-            alone = alone or seconds
-            idle = 1 - pictures * SECONDS / (seconds * count)
-            print(f"{count:>8}{seconds:>10.2f}{pictures / seconds:>12.1f}{alone / seconds:>13.2f}{idle:>15.1%}")
+            caller = partial(RemoteCaller, cluster.workers_at(address))
+            run(f"warm-{count}", caller=caller)  # in the first run the workers import what they need
+            seconds = run(f"timed-{count}", caller=caller)
+            if not alone:
+                alone = seconds
+                row("here", 1, here, alone)
+            row(count, count, seconds, alone)
 
 
 def warm_start(environment: Mapping[str, str], folder: Path, rounds: int) -> None:
@@ -106,6 +116,7 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2,4")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
+    os.environ |= {"WAITED": os.devnull, "OMP_NUM_THREADS": "1"}
     own.import_nodes(HERE / "worker_nodes.py")
     with tempfile.TemporaryDirectory() as name, server() as (environment, _):
         folder = Path(name)
