@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 
 from flows.calls import Caller, Outcome
-from flows.claims import Claims
 from flows.clock import Clock
 from flows.elements import Gap, Position
 from flows.graph import Bound, Graph
@@ -24,7 +23,7 @@ from flows.store import Manifest, Ref, Store
 from flows.windows import Round, WindowSize, rounds
 from nodes.artifacts import Artifact
 from nodes.base import Sink, Source
-from nodes.errors import Damaged, PhotoloomError
+from nodes.errors import Damaged, PhotoloomError, Unreachable
 from nodes.resident import cores, loads
 
 PEEK = 8
@@ -73,7 +72,7 @@ class Execution:
         self.max_failures, self.watcher, self.finished = max_failures, watcher, finished
         self.result = Result({name: StepResult() for name in graph.steps if name in self.only})
         self._window_size = WindowSize(window, store)
-        self._claims = Claims(store.folder / "claims")
+        self._claims = store.objects.claims()
         self._caller = Caller(
             self.planner, store, self.clock, self._remake, watcher.part if watcher else None, batch
         )
@@ -115,7 +114,7 @@ class Execution:
         """Run all there is to run. Failures of elements are in the result; what is wrong with the run itself is raised."""
         _ = self.planner.identities  # absent models are said before anything runs
         finished = False
-        with ThreadPoolExecutor(cores(), "beside") as self._pool:
+        with ThreadPoolExecutor(max(cores(), self.store.objects.lanes), "beside") as self._pool:
             try:
                 try:
                     for each in rounds(self.graph, self.planner.elements, self._window_size.size, self.only):
@@ -190,7 +189,7 @@ class Execution:
         with self._claims.claimed([call.key]) as mine:
             if not mine:
                 return call, None
-            if call.reason != "forced" and (manifest := self._found(call)):
+            if manifest := self._found(call):
                 return replace(call, state="cached", manifest=manifest), None
             [(_, outcome)] = self._caller.run(call.step, [call])
             return call, outcome
@@ -223,6 +222,8 @@ class Execution:
                     self._came(call, outcome)
                 elif call.manifest:
                     self._cached(call, call.manifest)
+                elif call.state == "failed":
+                    self._failed(call, Failure(step.name, call.id, call.reason))
                 elif call.state == "run":
                     waiting.setdefault(call.key, []).append(call)
                 else:
@@ -239,6 +240,7 @@ class Execution:
         while waiting:
             busy = 0
             todo = [calls[0] for calls in waiting.values()]
+            self.store.prefetch(ref for call in todo for ref in call.inputs.values() if isinstance(ref, Ref))
             while todo:
                 size = self._caller.size(step)
                 some, todo = todo[:size], todo[size:]
@@ -251,8 +253,8 @@ class Execution:
 
     def _make(self, step: Bound, calls: Sequence[Call], waiting: dict[str, list[Call]]) -> None:
         missing = []
-        for call in calls:
-            if call.reason != "forced" and (manifest := self._found(call)):
+        for call, manifest in zip(calls, self.store.objects.together(self._found, calls), strict=True):
+            if manifest:
                 for each in waiting.pop(call.key):
                     self._cached(each, manifest)
             else:
@@ -267,8 +269,8 @@ class Execution:
     def _found(self, call: Call) -> Manifest | None:
         """What the key gave, if another process or thread has made it since it was looked up."""
         try:
-            return self.store.look_up(call.key)
-        except Damaged:
+            return self.store.look_up(call.key) if call.reason != "forced" else None
+        except (Damaged, Unreachable):
             return None
 
     # --- what became of an element ---
