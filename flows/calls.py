@@ -20,12 +20,14 @@ from flows.store import Manifest, Ref, Store
 from nodes.artifacts import Artifact, Score
 from nodes.base import Model, Node, Source
 from nodes.batches import BatchSize, grouping
-from nodes.errors import Damaged, OutOfMemory, PhotoloomError, UserError
+from nodes.errors import Damaged, OutOfMemory, PhotoloomError, Unreachable, UserError
 from nodes.resident import lanes
 from nodes.running import listening
 
 Outcome = Manifest | Failure
 Part = Callable[[Bound, int, int], None]
+AHEAD = 16
+"""Elements of a join that are read together."""
 
 
 class Caller:
@@ -81,8 +83,11 @@ class Caller:
             return
         seconds = time.perf_counter() - started
         size.took(len(calls), seconds)
-        for call, value in zip(calls, values, strict=True):
-            yield call, self._keep(call, value, seconds / len(calls))
+        with self._clock("store"):
+            kept = self._store.objects.together(
+                lambda made: self._keep(*made, seconds / len(calls)), zip(calls, values, strict=True)
+            )
+        yield from zip(calls, kept, strict=True)
 
     def _failure(self, step: Bound, call: Call, error: Exception) -> Failure:
         known = isinstance(error, PhotoloomError | ValidationError)
@@ -132,6 +137,14 @@ class Caller:
             for port, ref in call.inputs.items()
         }
 
+    def expect(self, step: Bound, calls: Sequence[Call]) -> None:
+        """Read the inputs of calls that come soon, where the store is far away."""
+        self._store.prefetch(ref for call in calls for ref in call.inputs.values() if isinstance(ref, Ref))
+
+    def prefetch(self, refs: Sequence[Ref]) -> None:
+        """Read values that will be asked for soon."""
+        self._store.prefetch(refs)
+
     def value(self, step: str, ref: Ref) -> Artifact:
         """A value that a step gave, made again if the store's copy is damaged."""
         try:
@@ -140,8 +153,8 @@ class Caller:
             self._remake(step, ref)
             return self._store.get(ref)
 
-    def _keep(self, call: Call, value: Mapping[str, Artifact | list[Artifact]], seconds: float) -> Manifest:
-        with self._clock("store"):
+    def _keep(self, call: Call, value: Mapping[str, Artifact | list[Artifact]], seconds: float) -> Outcome:
+        try:
             outputs: dict[str, Ref | tuple[Ref, ...]] = {
                 name: tuple(self._store.put(each) for each in found) if isinstance(found, list) else self._store.put(found)
                 for name, found in value.items()
@@ -149,6 +162,8 @@ class Caller:
             identity = self._planner.identities[call.step.name][0]
             manifest = Manifest(outputs, identity, self._planner.inputs_of(call), seconds)
             self._store.record(call.key, manifest)
+        except Unreachable as error:
+            return self._failure(call.step, call, error)
         return manifest
 
 
@@ -180,6 +195,8 @@ class _Listed(Sequence[Artifact]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if index % AHEAD == 0:
+            self._caller.prefetch(self._refs[index : index + AHEAD])
         return self._caller.value(self._step, self._refs[index])
 
 

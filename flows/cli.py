@@ -30,7 +30,7 @@ Sweep = Annotated[list[str] | None, typer.Option(
     help="Run every combination of these values, and show the pictures on a grid; \"quote\" a value that holds a comma.",
 )]
 Models = Annotated[str | None, typer.Option(help="Use this model set.")]
-StoreAt = Annotated[Path, typer.Option("--store", help="The store's folder.")]
+StoreAt = Annotated[str, typer.Option("--store", metavar="URL", help="The store: a folder, or s3://BUCKET/PREFIX.")]
 Allow = Annotated[list[Path] | None, typer.Option(help="A further folder that the pipeline's own paths may lead to.")]
 Own = Annotated[list[Path] | None, typer.Option("--nodes", metavar="FILE", help="A Python file with node classes of your own.")]
 Only = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step and what it rests on.")]
@@ -40,7 +40,7 @@ On = Annotated[str | None, typer.Option(
 )]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
-STORE = Path("outputs/store")
+STORE = "outputs/store"
 
 
 def _say(text: str) -> None:
@@ -217,9 +217,9 @@ def schema(own: Own = None) -> None:
 @store_app.command()
 def info(store: StoreAt = STORE, as_json: Json = False) -> None:
     """Say what the store holds."""
-    from flows.store import Store
+    from flows.store import open_store
 
-    found = Store(store).info()
+    found = open_store(store).info()
     print(json.dumps(found) if as_json else f"{found['results']} results, {found['values']} values, {found['bytes']:,} bytes")
 
 
@@ -228,23 +228,18 @@ def gc(
     max_size: Annotated[str, typer.Option(help="What the store may take: bytes, or with K, M, G.")], store: StoreAt = STORE
 ) -> None:
     """Remove the oldest results until the store is small enough."""
-    from flows.store import Store
+    from flows.objects import bytes_of
+    from flows.store import open_store
 
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    digits = max_size.upper().removesuffix("B")
-    unit = units.get(digits[-1:], 1)
-    number = digits[:-1] if unit > 1 else digits
-    if not number.isdigit():
-        raise UserError(f"--max-size {max_size}: expected a number with K, M or G, such as 20G")
-    print(f"freed {Store(store).collect(int(number) * unit):,} bytes")
+    print(f"freed {open_store(store).collect(bytes_of('--max-size', max_size)):,} bytes")
 
 
 @store_app.command()
 def verify(store: StoreAt = STORE) -> None:
     """Read everything; what is damaged is named and removed, and made again when it is next asked for."""
-    from flows.store import Store
+    from flows.store import open_store
 
-    found = Store(store).verify()
+    found = open_store(store).verify()
     print("\n".join(found) or "all right")
     raise typer.Exit(1 if found else 0)
 

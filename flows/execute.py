@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 
 from flows.calls import Caller, Outcome
-from flows.claims import Claims
 from flows.clock import Clock
 from flows.elements import Gap, Position
 from flows.graph import Bound, Graph
@@ -24,7 +23,7 @@ from flows.store import Manifest, Ref, Store
 from flows.windows import Round, WindowSize, rounds
 from nodes.artifacts import Artifact
 from nodes.base import Sink, Source
-from nodes.errors import Damaged, PhotoloomError
+from nodes.errors import Damaged, PhotoloomError, Unreachable
 from nodes.resident import cores, in_a_lane, loads
 
 PEEK = 8
@@ -75,7 +74,7 @@ class Execution:
         self.max_failures, self.watcher, self.finished = max_failures, watcher, finished
         self.result = Result({name: StepResult() for name in graph.steps if name in self.only})
         self._window_size = WindowSize(window, store)
-        self._claims = Claims(store.folder / "claims")
+        self._claims = store.objects.claims()
         self._caller = caller(
             self.planner, store, self.clock, self._remake, watcher.part if watcher else None, batch
         )
@@ -117,7 +116,7 @@ class Execution:
         """Run all there is to run. Failures of elements are in the result; what is wrong with the run itself is raised."""
         _ = self.planner.identities  # absent models are said before anything runs
         finished = False
-        with ThreadPoolExecutor(cores(), "beside") as self._pool:
+        with ThreadPoolExecutor(max(cores(), self.store.objects.lanes), "beside") as self._pool:
             try:
                 try:
                     for each in rounds(self.graph, self.planner.elements, self._window_size.size, self.only):
@@ -195,9 +194,9 @@ class Execution:
         jobs: list[Job] = [(call, None) for call in calls if call.key not in missing]
         with self._claims.claimed(list(missing)) as mine:
             jobs += [(call, None) for key, call in missing.items() if key not in mine]
-            todo = []
-            for call in (missing[key] for key in missing if key in mine):
-                if call.reason != "forced" and (manifest := self._found(call)):
+            claimed, todo = [call for key, call in missing.items() if key in mine], []
+            for call, manifest in zip(claimed, self.store.objects.together(self._found, claimed), strict=True):
+                if manifest:
                     jobs.append((replace(call, state="cached", manifest=manifest), None))
                 else:
                     todo.append(call)
@@ -243,6 +242,8 @@ class Execution:
             self._came(call, outcome)
         elif call.manifest:
             self._cached(call, call.manifest)
+        elif call.state == "failed":
+            self._failed(call, Failure(call.step.name, call.id, call.reason))
         elif call.state != "run":
             self._left_out(call)
         else:
@@ -252,6 +253,7 @@ class Execution:
     def _make_all(self, step: Bound, waiting: dict[str, list[Call]]) -> None:
         """Make each key once: equal pictures of a window share the result, and so do processes that work on one store."""
         while waiting:
+            self._caller.expect(step, [calls[0] for calls in waiting.values()])
             for call, outcome in self._in_lanes(step, [calls[0] for calls in waiting.values()]):
                 if self._settled(call, outcome):
                     for same in waiting.pop(call.key)[1:]:
@@ -285,8 +287,8 @@ class Execution:
     def _found(self, call: Call) -> Manifest | None:
         """What the key gave, if another process or thread has made it since it was looked up."""
         try:
-            return self.store.look_up(call.key)
-        except Damaged:
+            return self.store.look_up(call.key) if call.reason != "forced" else None
+        except (Damaged, Unreachable):
             return None
 
     # --- what became of an element ---

@@ -21,7 +21,7 @@ from flows.remote import caller_on
 from flows.report import Writer, leave, markdown, new_run_folder
 from flows.results import Result, Watcher
 from flows.spec import PIPELINE_NAME, Models, Param, Spec, StepSpec, dump, parse, read
-from flows.store import Store
+from flows.store import open_store
 from flows.sweep import Sweep, swept, values_of
 from nodes.artifacts import Artifact
 from nodes.base import Model, Node, Output, Step, registered
@@ -146,7 +146,7 @@ class Pipeline:
     ) -> list[PlannedStep]:
         """What a run would do, and why, without doing it."""
         graph, swept = self._swept(params, models, allow, sweep)
-        planner = Planner(graph, Store(Path(store)), frozenset(swept.named(force)))
+        planner = Planner(graph, open_store(store), frozenset(swept.named(force)))
         return make_plan(planner, steps_named(graph, swept.named(only)))
 
     def run(
@@ -193,7 +193,7 @@ class Pipeline:
     ) -> tuple[Execution, Sweep]:
         graph, swept = self._swept(params, models, allow, sweep)
         execution = Execution(
-            graph, Store(Path(store)), only=steps_named(graph, swept.named(only)), force=frozenset(swept.named(force)),
+            graph, open_store(store), only=steps_named(graph, swept.named(only)), force=frozenset(swept.named(force)),
             max_failures=max_failures, watcher=watcher, window=window, batch=batch, caller=caller_on(on),
         )
         _ = execution.planner.identities  # absent models are said before a server or a flow is started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flows.spec import shown
 from flows.store import Manifest, Ref, Store
 from flows.windows import rounds
 from nodes.base import Model, Source
-from nodes.errors import Damaged, InputError, ModelError, PipelineError, Problem
+from nodes.errors import Damaged, InputError, ModelError, PipelineError, Problem, Unreachable
 from nodes.models import identity as model_identity
 
 WINDOW = 64
@@ -28,7 +28,8 @@ WINDOW = 64
 class Call:
     """One call of a step's node: its inputs, and what the store knows of it.
 
-    `state` is `cached`, `run`, `waits` (on the step named by `reason`) or `skipped` (since that step gave nothing).
+    `state` is `cached`, `run`, `waits` (on the step named by `reason`), `skipped` (since that step gave nothing) or `failed`
+    (the store did not answer; `reason` tells).
     """
 
     step: Bound
@@ -131,7 +132,8 @@ class Planner:
 
     def calls(self, step: Bound, window: range | None) -> list[Call]:
         """The calls of a step for a window, each looked up."""
-        return [self.call(step, position) for position in self.elements.positions(step.over, window)]
+        _ = self.identities  # once, and not in each of the store's threads
+        return self.store.objects.together(partial(self.call, step), self.elements.positions(step.over, window))
 
     def call(self, step: Bound, position: Position) -> Call:
         """One call of a step, looked up."""
@@ -156,6 +158,8 @@ class Planner:
             manifest = self.store.look_up(key) if readable else None
         except Damaged:
             return self._with(base, "run", "damaged")
+        except Unreachable as error:
+            return self._with(base, "failed", str(error))
         if manifest is not None:
             return self._with(base, "cached", "", manifest)
         return self._with(base, "run", self._reason(step, id_, key, digests))
@@ -222,7 +226,7 @@ class Planner:
             return "new picture"
         try:
             before = self.store.look_up(last) if last != key else None
-        except Damaged:
+        except (Damaged, Unreachable):
             before = None
         if before is None:
             return "removed from the store"
@@ -283,6 +287,8 @@ def make_plan(planner: Planner, only: set[str]) -> list[PlannedStep]:
     """What would happen to each step, without running anything."""
     found: dict[str, list[Call]] = {name: [] for name in planner.graph.steps if name in only}
     for step, calls in walk(planner, only, Gap.WAITING):
+        if failed := next((call for call in calls if call.state == "failed"), None):
+            raise Unreachable(failed.reason)
         if not calls and (waiting := next((c for c in _above(step, found) if c.state != "cached"), None)):
             calls = [Call(step, (), "", "waits", waiting.step.name)]
         found[step.name] += calls

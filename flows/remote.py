@@ -74,6 +74,10 @@ class RemoteCaller(Caller):
     def size(self, step: Bound, left: int) -> int:
         return LARGEST if sent(step) else super().size(step, left)
 
+    def expect(self, step: Bound, calls: Sequence[Call]) -> None:
+        if not sent(step):
+            super().expect(step, calls)
+
     def run(self, step: Bound, calls: Sequence[Call]) -> Iterator[tuple[Call, Outcome]]:
         """Have the calls made. A worker that dies has its window made by another; an element that kills them fails alone."""
         if not sent(step):
@@ -113,7 +117,7 @@ class RemoteCaller(Caller):
 
     def _handed(self, step: Bound, window: _Window, done: queue.Queue[Future[str]]) -> Future[str]:
         text = json.dumps({
-            "step": wire.step_sent(step), "store": str(self._store.folder.resolve()), "batch": self._batch,
+            "step": wire.step_sent(step), "store": self._store.url, "batch": self._batch,
             "identity": self._planner.identities[step.name][1], "calls": [wire.call_sent(call) for call in window.calls],
         }, ensure_ascii=False)
         # The fewer are left the sooner it is its turn; runs of about one length take turns.

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +17,12 @@ from flows import keys
 from flows.execute import Execution, parts_of
 from flows.graph import Graph, Wire
 from flows.plan import Call
-from flows.results import Result
+from flows.results import Failure, Result
 from flows.spec import dump
 from flows.store import Manifest, Ref
 from nodes.artifacts import File
 from nodes.base import Sink
-from nodes.errors import Damaged, InputError, StoreError
+from nodes.errors import Damaged, InputError, StoreError, Unreachable
 from nodes.files import VERSION, as_file
 
 
@@ -76,7 +77,11 @@ class Writer:
         written.append({})
 
         def work() -> None:
-            written[place] = {"id": id_, "path": str(self._write(wire, id_, ref))}
+            assert self.execution is not None
+            try:
+                written[place] = {"id": id_, "path": str(self._write(wire, id_, ref))}
+            except Unreachable as error:
+                self.execution.result.failures.append(Failure(wire.step, id_, str(error)))
 
         return work
 
@@ -106,11 +111,12 @@ class Writer:
                 found = store.get(one)
                 if isinstance(found, File):
                     return found
-        except Damaged:
+        except (Damaged, Unreachable):
             pass  # encoding it again is all there is to do
         with self.execution.clock("encode"):
             file = as_file(self.execution.value(step, ref), self.metadata)
-        store.record(key, Manifest({"file": store.put(file)}, {}, {}))
+        with suppress(Unreachable):
+            store.record(key, Manifest({"file": store.put(file)}, {}, {}))
         return file
 
 
@@ -127,7 +133,7 @@ def summary(
             name: {**asdict(step), "seconds": round(step.seconds, 3)} for name, step in result.steps.items()
         },
         "where": {name: round(taken, 3) for name, taken in where.items()},
-        "outputs": dict(written),
+        "outputs": {name: [file for file in files if file] for name, files in written.items()},
         "grids": list(grids),
         "failures": [{"step": f.step, "id": f.id, "error": f.error} for f in result.failures],
         "stopped": result.stopped,

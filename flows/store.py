@@ -1,32 +1,39 @@
 """The store: key → manifest → blobs. Knows nothing of graphs.
 
-Blobs are named by the SHA-256 of their bytes and verified when read. Each file is written to a temporary name and
-renamed, blobs before the manifest that names them, so that a reader sees nothing or all of it and several processes share one
-store. A manifest ends in its own digest: what a power cut tore is a miss, never a result.
+Blobs are named by the SHA-256 of their bytes and verified when read. Each is written whole or not at all, blobs before the
+manifest that names them, so that a reader sees nothing or all of it and several processes share one store. A manifest ends
+in its own digest: what a power cut tore is a miss, never a result.
 
     blobs/ab/cdef….safetensors      values            manifests/ab/cdef….json     what a key gave
     files.sqlite                    digests of files by path, size and mtime; the last key of each pipeline's elements
+
+Blobs and manifests lie in a folder, or in a bucket that machines share; files.sqlite is always this machine's own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from flows.keys import Digest
+from flows.objects import Folder, Found, Objects, blob_name, digest_in, manifest_name, sealed, sound
 from nodes.artifacts import Artifact, Info, decode, encoded_parts
-from nodes.errors import ArtifactError, Damaged, StoreError
+from nodes.errors import ArtifactError, Damaged, StoreError, Unreachable
 
 FORMAT = 1
+AHEAD = 256
+"""Manifests or values that are read together when all are."""
+YOUNG = 600
+"""Seconds for which a value is left alone that no result names: its result may be about to be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +60,27 @@ class Manifest:
 
 
 class Store:
-    """A store in a folder.
+    """A store in a folder, or one whose objects lie elsewhere and whose folder holds what is this machine's own.
 
     Raises:
         StoreError: the folder cannot be made or used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, objects: Objects | None = None) -> None:
         self.folder = folder
+        self.objects = objects or Folder(folder)
         self._local = threading.local()
         self._lock = threading.Lock()
         self._recent: dict[Digest, tuple[Artifact, int]] = {}
         self._before: dict[Digest, tuple[Artifact, int]] = {}
         self._recent_bytes = 0
-        try:
-            for name in ("blobs", "manifests"):
-                (folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the store {folder} cannot be used: {error.strerror or error}") from error
+
+    @property
+    def url(self) -> str:
+        """What `open_store` is to be given in another process."""
+        return self.objects.url
 
     # --- values ---
-
-    def blob_path(self, digest: Digest) -> Path:
-        """Where a value's bytes lie."""
-        return self.folder / "blobs" / digest[:2] / f"{digest[2:]}.safetensors"
 
     def put(self, value: Artifact) -> Ref:
         """Keep a value."""
@@ -84,31 +88,25 @@ class Store:
         hashed = hashlib.sha256()
         for part in parts:
             hashed.update(part)
-        digest, size = hashed.hexdigest(), sum(map(len, parts))
-        path = self.blob_path(digest)
-        try:
-            present = path.stat().st_size == size
-        except FileNotFoundError:
-            present = False
-        if not present:
-            _write(path, parts)
-        self._remember(digest, value, size)
+        digest = hashed.hexdigest()
+        self.objects.keep(blob_name(digest), parts)
+        self._remember(digest, value, sum(map(len, parts)))
         return Ref(digest, value.info)
 
     def get(self, ref: Ref) -> Artifact:
         """The value, verified.
 
         Raises:
-            Damaged: it is missing, or is not what its name says; such a file is removed.
+            Damaged: it is missing, or is not what its name says; such bytes are removed.
         """
         value = self._remembered(ref.digest)
         if value is None:
-            try:
-                data = self.blob_path(ref.digest).read_bytes()
-            except OSError as error:
-                raise Damaged(f"value {ref.digest[:12]} is missing") from error
-            if hashlib.sha256(data).hexdigest() != ref.digest:
-                self.blob_path(ref.digest).unlink(missing_ok=True)
+            name = blob_name(ref.digest)
+            data = self.objects.read(name)
+            if data is None:
+                raise Damaged(f"value {ref.digest[:12]} is missing")
+            if not sound(name, data):
+                self.objects.delete([name])
                 raise Damaged(f"value {ref.digest[:12]} is damaged")
             try:
                 value = decode(data)
@@ -116,6 +114,15 @@ class Store:
                 raise Damaged(f"value {ref.digest[:12]} cannot be read: {error}") from error
             self._remember(ref.digest, value, len(data))
         return value.with_info(**ref.info) if ref.info != value.info else value
+
+    def prefetch(self, refs: Iterable[Ref]) -> None:
+        """Read values that will be asked for soon, at once where the store is far away; what fails here, `get` will tell."""
+        if self.objects.lanes > 1:
+            self.objects.together(self._fetch, [ref for ref in refs if self._remembered(ref.digest) is None])
+
+    def _fetch(self, ref: Ref) -> None:
+        with suppress(Damaged, Unreachable):
+            self.get(ref)
 
     # What was just used stays in memory, so that the next step need not read it back; `turn` lets go of what was used
     # neither in this window nor in the one before.
@@ -150,10 +157,6 @@ class Store:
 
     # --- what a key gave ---
 
-    def manifest_path(self, key: Digest) -> Path:
-        """Where a key's manifest lies."""
-        return self.folder / "manifests" / key[:2] / f"{key[2:]}.json"
-
     def record(self, key: Digest, manifest: Manifest) -> None:
         """Keep what a key gave; its values must have been put before."""
         outputs = {
@@ -167,7 +170,7 @@ class Store:
              "seconds": round(manifest.seconds, 4)},
             separators=(",", ":"), ensure_ascii=False, default=_plain,
         ).encode()
-        _write(self.manifest_path(key), [body, b"\n", hashlib.sha256(body).hexdigest().encode(), b"\n"])
+        self.objects.replace(manifest_name(key), [sealed(body)])
 
     def look_up(self, key: Digest) -> Manifest | None:
         """What a key gave, or None. Reads no value.
@@ -175,14 +178,16 @@ class Store:
         Raises:
             Damaged: the manifest does not match its own digest.
         """
-        try:
-            data = self.manifest_path(key).read_bytes()
-        except OSError:
+        name = manifest_name(key)
+        return self._manifest(name, self.objects.read(name))
+
+    @staticmethod
+    def _manifest(name: str, data: bytes | None) -> Manifest | None:
+        if data is None:
             return None
-        body, _, seal = data.partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != seal.strip():
-            raise Damaged(f"manifest {key[:12]} is damaged")
-        found = json.loads(body)
+        if not sound(name, data):
+            raise Damaged(f"manifest {digest_in(name)[:12]} is damaged")
+        found = json.loads(data[: data.index(b"\n")])
         if found["format"] != FORMAT:
             return None
         outputs: dict[str, Ref | tuple[Ref, ...]] = {
@@ -193,7 +198,7 @@ class Store:
 
     def forget(self, key: Digest) -> None:
         """Drop a manifest, so that the key is a miss."""
-        self.manifest_path(key).unlink(missing_ok=True)
+        self.objects.delete([manifest_name(key)])
 
     # --- files and history ---
 
@@ -268,62 +273,74 @@ class Store:
 
     # --- housekeeping ---
 
-    def _files(self, folder: str) -> Iterable[Path]:
-        return (path for path in (self.folder / folder).glob("*/*") if not path.name.startswith("."))
-
     def info(self) -> dict[str, int]:
         """How many results and values there are, and the bytes they take."""
-        values = [path.stat().st_size for path in self._files("blobs")]
-        manifests = [path.stat().st_size for path in self._files("manifests")]
+        values = [found.size for found in self.objects.listed("blobs")]
+        manifests = [found.size for found in self.objects.listed("manifests")]
         return {"results": len(manifests), "values": len(values), "bytes": sum(values) + sum(manifests)}
 
     def verify(self) -> list[str]:
         """Read everything; name and remove what is damaged, so that it is made again when it is next asked for."""
-        found = []
-        for path in self._files("blobs"):
-            if hashlib.sha256(path.read_bytes()).hexdigest() != path.parent.name + path.stem:
-                found.append(f"value {(path.parent.name + path.stem)[:12]} is damaged")
-                path.unlink()
-        for path in self._files("manifests"):
-            key = path.parent.name + path.stem
-            try:
-                manifest = self.look_up(key)
-                if manifest and (lost := [r for r in manifest.refs() if not self.blob_path(r.digest).exists()]):
-                    raise Damaged(f"manifest {key[:12]} names value {lost[0].digest[:12]}, which is missing")
-            except Damaged as error:
-                found.append(str(error))
-                path.unlink()
+        manifests = list(self.objects.listed("manifests"))  # first: the values that these name were there before them
+        blobs = [found.name for found in self.objects.listed("blobs")]
+        whole = {name for name, is_whole in zip(blobs, self.objects.together(self._is_sound, blobs), strict=True) if is_whole}
+        lost = [name for name in blobs if name not in whole]
+        found = [f"value {digest_in(name)[:12]} is damaged" for name in lost]
+        for name, _, refs in self._named(manifests, fresh=True):
+            missing = [ref for ref in refs or () if blob_name(ref) not in whole]
+            if refs is None:
+                found.append(f"manifest {digest_in(name)[:12]} is damaged")
+            elif missing:
+                found.append(f"manifest {digest_in(name)[:12]} names value {missing[0][:12]}, which is missing")
+            if refs is None or missing:
+                lost.append(name)
+        self.objects.delete(lost)
         return found
+
+    def _is_sound(self, name: str) -> bool:
+        data = self.objects.read(name, fresh=True)
+        return data is not None and sound(name, data)
+
+    def _named(
+        self, manifests: Sequence[Found], fresh: bool = False
+    ) -> Iterator[tuple[str, int, tuple[Digest, ...] | None]]:
+        """Manifests, read when asked for: the name, the size, and the values named, or None where it is damaged."""
+
+        def named(found: Found) -> tuple[Digest, ...] | None:
+            try:
+                manifest = self._manifest(found.name, self.objects.read(found.name, fresh=fresh))
+            except Damaged:
+                return None
+            return tuple(ref.digest for ref in manifest.refs()) if manifest else ()
+
+        for start in range(0, len(manifests), AHEAD):
+            some = manifests[start : start + AHEAD]
+            for found, refs in zip(some, self.objects.together(named, some), strict=True):
+                yield found.name, found.size, refs
 
     def collect(self, max_bytes: int) -> int:
         """Remove the results made longest ago until the store takes at most `max_bytes`; gives the bytes freed.
 
-        Values that a kept result still names stay. What was written in the last minute stays too: another process
+        Values that a kept result still names stay. What was written in the last minutes stays too: another process
         may be about to name it.
         """
-        manifests = sorted(self._files("manifests"), key=lambda path: path.stat().st_mtime, reverse=True)
-        sizes = {path.parent.name + path.stem: path.stat().st_size for path in self._files("blobs")}
+        manifests = sorted(self.objects.listed("manifests"), key=lambda found: found.modified, reverse=True)
+        blobs = {digest_in(found.name): found for found in self.objects.listed("blobs")}
         kept: set[Digest] = set()
-        total, full = 0, False
-        for path in manifests:
-            try:
-                manifest = self.look_up(path.parent.name + path.stem)
-            except Damaged:
-                manifest = None
-            new = {ref.digest for ref in manifest.refs()} - kept if manifest else set()
-            total += path.stat().st_size + sum(sizes.get(digest, 0) for digest in new)
-            full = full or total > max_bytes or manifest is None
-            if full:
-                path.unlink(missing_ok=True)
-            else:
+        kept_manifests, total = set(), 0
+        for name, size, refs in self._named(manifests):
+            new = set(refs or ()) - kept
+            total += size + sum(blobs[digest].size for digest in new if digest in blobs)
+            if total > max_bytes:
+                break
+            if refs is not None:
                 kept |= new
-        freed, young = 0, time.time() - 60
-        for digest, size in sizes.items():
-            path = self.blob_path(digest)
-            if digest not in kept and path.stat().st_mtime < young:
-                path.unlink(missing_ok=True)
-                freed += size
-        return freed
+                kept_manifests.add(name)
+        self.objects.delete(found.name for found in manifests if found.name not in kept_manifests)
+        before = time.time() - YOUNG
+        gone = [found for digest, found in blobs.items() if digest not in kept and found.modified < before]
+        self.objects.delete(found.name for found in gone)
+        return sum(found.size for found in gone)
 
     def close(self) -> None:
         """Let go of this thread's database connection."""
@@ -340,16 +357,18 @@ def _plain(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else str(value)
 
 
-def _write(path: Path, parts: Sequence[bytes | memoryview]) -> None:
-    """Write a file under a temporary name and rename it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
-            for part in parts:
-                file.write(part)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise StoreError(f"the store cannot be written: {path.parent}: {error.strerror or error}") from error
-    draft.replace(path)
+def open_store(where: str | Path) -> Store:
+    """The store in a folder (`outputs/store`, `file:///data/store`) or under a URL that fsspec knows (`s3://bucket/prefix`).
+
+    Raises:
+        StoreError: it cannot be used; `Unreachable` where it does not answer.
+    """
+    if "://" not in str(where):
+        return Store(Path(where))
+    url = urlsplit(str(where))
+    if url.scheme == "file":
+        return Store(Path(unquote(url.netloc + url.path)))
+    from flows.shared import Shared
+
+    shared = Shared(str(where))
+    return Store(shared.folder, shared)

@@ -26,7 +26,7 @@ from flows.keys import Digest
 from flows.plan import Call, Planner
 from flows.results import Failure
 from flows.spec import Spec
-from flows.store import Ref, Store
+from flows.store import Ref, Store, open_store
 from nodes.base import Model
 from nodes.errors import Damaged, PhotoloomError, WorkerError
 from nodes.resident import in_a_lane, loads, release
@@ -113,12 +113,13 @@ _models: dict[Model, str] = {}
 
 @lru_cache(maxsize=4)
 def _store(store: str) -> Store:
-    return Store(Path(store))
+    return open_store(store)
 
 
 def _made(bench: _Bench, calls: Sequence[Call]) -> Iterator[tuple[Digest, Outcome]]:
     """What came of each call, by its key: in batches, as many of them at once as the node's model allows."""
     todo, lanes, running = calls, bench.caller.lanes(bench.step), set[Future[list[tuple[Digest, Outcome]]]]()
+    bench.caller.expect(bench.step, calls)
     try:
         while todo or running:
             while todo and len(running) < lanes:

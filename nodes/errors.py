@@ -9,6 +9,7 @@
     │   ├── ModelError         a model that is absent, or is not of the kind a node needs
     │   ├── OutOfMemory        memory is too short for what a node was to do at once
     │   ├── StoreError         a store that cannot be used
+    │   │   └── Unreachable        one that did not answer, which may pass
     │   ├── ServerError        the Prefect server does not answer
     │   └── WorkerError        the workers are not there, or cannot do what is asked
     └── Damaged                a stored value does not match its digest: a miss, never a result
@@ -54,6 +55,10 @@ class OutOfMemory(UserError):
 
 class StoreError(UserError):
     """A store that cannot be used."""
+
+
+class Unreachable(StoreError):
+    """A store that did not answer in time; the next time it may."""
 
 
 class ServerError(UserError):

@@ -25,12 +25,13 @@ import typer
 from flows import cluster, remote
 from flows.cli import app
 from flows.execute import Execution
+from flows.objects import blob_name
 from flows.pipeline import Pipeline
 from flows.remote import RemoteCaller
-from flows.store import Store
+from flows.store import Store, open_store
 from nodes import Image
 from nodes.errors import PhotoloomError
-from tests import toys
+from tests import s3, toys
 from tests.conftest import EXAMPLES, ROOT, Workplace, command, free_port
 from tests.flows.conftest import states
 
@@ -134,9 +135,9 @@ def pondering(photos: Path, seconds: float = 0.0, what: str = "*") -> str:
     )
 
 
-def execution(text: str, store: Path, address: str | None, **options: Any) -> Execution:
+def execution(text: str, store: Path | str, address: str | None, **options: Any) -> Execution:
     caller = {"caller": partial(RemoteCaller, cluster.workers_at(address))} if address else {}
-    return Execution(Pipeline.from_yaml(text).graph(), Store(store), **caller, **options)
+    return Execution(Pipeline.from_yaml(text).graph(), open_store(store), **caller, **options)
 
 
 def pixels(ran: Execution, step: str) -> list[int]:
@@ -184,7 +185,7 @@ def test_a_damaged_input_is_made_again_for_the_worker(first: Roof, photos: Path,
     (call,) = [call for call in here.walk("photo") if call.id == "n25"]
     assert call.manifest
     (ref,) = call.manifest.refs()
-    here.store.blob_path(ref.digest).write_bytes(b"torn")
+    (here.store.folder / blob_name(ref.digest)).write_bytes(b"torn")
     ran = execution(text, tmp_path / "store", first.scheduler)
     ran.run()
     assert states(ran)["pondered"] == "12 ran" and pixels(ran, "back") == list(range(20, 32))
@@ -294,13 +295,11 @@ def test_a_worker_that_is_stopped_gives_back_its_window_and_leaves_no_process(
 
 
 DETECT = """
-import json, sys
-from functools import partial
+import sys
 from pathlib import Path
-from flows import cluster
 from flows.execute import Execution
 from flows.pipeline import Pipeline
-from flows.remote import RemoteCaller, caller_on
+from flows.remote import caller_on
 from flows.store import Store
 
 text = 'name: x\\nsteps:\\n  photo: {node: Load, path: "%s"}\\n  boxes: {node: Detect, image: photo, threshold: %s}\\n'
@@ -387,6 +386,23 @@ def test_the_command_runs_nodes_of_ones_own_on_a_worker(workplace: Workplace, ho
         assert own.worker["windows"] == 2
         here = workplace.run("half.yaml", "--nodes", "own.py", "--on", "here")
         assert here["steps"]["half"]["cached"] == 1
+
+
+def test_a_worker_shares_a_bucket_with_the_flow(
+    machine: Environment, photos: Path, tmp_path: Path, begun: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3.served() as endpoint:
+        s3.request(endpoint, "PUT", "pictures")
+        known = {**s3.environment(endpoint), "HOME": str(tmp_path / "flow")}
+        for name, value in known.items():
+            monkeypatch.setenv(name, value)
+        there = {**machine, **known, "HOME": str(tmp_path / "worker"), "PREFECT_HOME": str(tmp_path)}
+        with roof(there, tmp_path) as own:
+            ran = execution(pondering(photos), "s3://pictures/store", own.scheduler)
+            ran.run()
+            assert states(ran)["pondered"] == "12 ran" and sorted(begun()) == list(range(20, 32))
+            assert pixels(ran, "back") == list(range(20, 32))
+            cluster.workers_at(own.scheduler).client().close()
 
 
 def test_workers_are_reached_over_tls(workplace: Workplace) -> None:

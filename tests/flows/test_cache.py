@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.execute import Execution
+from flows.objects import blob_name, manifest_name
 from flows.pipeline import Pipeline
 from flows.plan import Call, Planner, make_plan
 from flows.store import Ref, Store
@@ -167,7 +168,7 @@ def first_ref(execution: Execution, step: str) -> Ref:
 def test_a_damaged_value_is_made_again_and_said(photos: Path, run: Run, tmp_path: Path) -> None:
     ran = run(chain(photos))
     ref = first_ref(ran, "negative")
-    damage(Store(tmp_path / "store").blob_path(ref.digest))
+    damage(tmp_path / "store" / blob_name(ref.digest))
     fresh = Store(tmp_path / "store")
     execution = Execution(Pipeline.from_yaml(chain(photos)).graph({"threshold": 199}), fresh)
     execution.run()
@@ -179,7 +180,7 @@ def test_a_damaged_value_is_made_again_and_said(photos: Path, run: Run, tmp_path
 def test_a_damaged_manifest_is_a_miss_that_is_said(photos: Path, run: Run, store: Store) -> None:
     ran = run(chain(photos))
     key = first_call(ran, "negative", 1).key
-    damage(store.manifest_path(key))
+    damage(store.folder / manifest_name(key))
     again = run(chain(photos))
     assert states(again)["negative"] == "1 ran, 2 cached"
     assert again.result.steps["negative"].reasons == {"damaged": 1}
@@ -196,7 +197,7 @@ def test_what_was_removed_from_the_store_runs_again(photos: Path, run: Run, stor
 def test_verify_names_and_removes_what_is_damaged(photos: Path, run: Run, store: Store) -> None:
     ran = run(chain(photos))
     digest = first_ref(ran, "photo").digest
-    damage(store.blob_path(digest))
+    damage(store.folder / blob_name(digest))
     found = store.verify()
     assert found[0] == f"value {digest[:12]} is damaged"
     assert all("which is missing" in line for line in found[1:])
