@@ -21,6 +21,7 @@ from nodes.artifacts import Artifact, Score
 from nodes.base import Model, Node, Source
 from nodes.batches import BatchSize, grouping
 from nodes.errors import Damaged, OutOfMemory, PhotoloomError, Unreachable, UserError
+from nodes.resident import lanes
 from nodes.running import listening
 
 Outcome = Manifest | Failure
@@ -42,15 +43,22 @@ class Caller:
         )
         self._sizes: dict[Any, tuple[BatchSize, BatchSize]] = {}
 
-    def size(self, step: Bound) -> int:
-        """How many elements of a step are to be called together now."""
-        return self._size(step)[0].size if _together(step) else 1
+    def lanes(self, step: Bound) -> int:
+        """How many calls of a step's node may go on at once, each in a thread of `nodes.resident`."""
+        return min(map(lanes, _models(step.node)), default=1)
+
+    def size(self, step: Bound, left: int) -> int:
+        """How many elements of a step are to be called together now, of those left to do: in all lanes together as many as
+        a batch has, and in the end no more than each lane's share."""
+        if not _together(step):
+            return 1
+        size, at_once = self._size(step)[0].size, self.lanes(step)
+        return max(1, min(-(-size // at_once) if self._batch else size, -(-left // at_once)))
 
     def _size(self, step: Bound) -> tuple[BatchSize, BatchSize]:
         """The sizes of batches of elements, and of what the node makes of one; shared by steps of one kind and model."""
-        node = step.node
-        models = tuple(value for name in type(node).model_fields if isinstance(value := getattr(node, name), Model))
-        return self._sizes.setdefault((type(node), models), (BatchSize(self._batch), BatchSize(self._batch)))
+        key = type(step.node), _models(step.node)
+        return self._sizes.setdefault(key, (BatchSize(self._batch), BatchSize(self._batch)))
 
     def run(self, step: Bound, calls: Sequence[Call]) -> Iterator[tuple[Call, Outcome]]:
         """Call the node. A batch that fails is halved until what fails alone is known; so is one that memory is short for."""
@@ -182,6 +190,10 @@ class _Listed(Sequence[Artifact]):
         if index % AHEAD == 0:
             self._caller.prefetch(self._refs[index : index + AHEAD])
         return self._caller.value(self._step, self._refs[index])
+
+
+def _models(node: Node) -> tuple[Model, ...]:
+    return tuple(value for name in type(node).model_fields if isinstance(value := getattr(node, name), Model))
 
 
 def _together(step: Bound) -> bool:

@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from flows.windows import Round, WindowSize, rounds
 from nodes.artifacts import Artifact
 from nodes.base import Sink, Source
 from nodes.errors import Damaged, PhotoloomError, Unreachable
-from nodes.resident import cores, loads
+from nodes.resident import cores, in_a_lane, loads
 
 PEEK = 8
 """Elements that are looked up before a run, to know which models it will need."""
@@ -151,7 +151,7 @@ class Execution:
             if step.name in self._late:
                 self._finish_late(step, around)
                 calls = self._look_up(step, each.window)
-                self._behind[step.name] = each.number, self._submit(partial(self._made, call) for call in calls)
+                self._behind[step.name] = each.number, self._submit(partial(self._made_one, call) for call in calls)
             else:
                 around(step, each.number, partial(self._window, step, each.number, each.window))
         if not each.following:
@@ -180,19 +180,27 @@ class Execution:
     # --- beside the main thread ---
 
     def _looked_up(self, step: Bound, position: Position) -> Job:
-        return self._made(self.planner.call(step, position))
+        return self._made_one(self.planner.call(step, position))
 
-    def _made(self, call: Call) -> Job:
-        """A call, made if it has to be and nobody else is at it."""
-        if call.state != "run":
-            return call, None
-        with self._claims.claimed([call.key]) as mine:
-            if not mine:
-                return call, None
-            if manifest := self._found(call):
-                return replace(call, state="cached", manifest=manifest), None
-            [(_, outcome)] = self._caller.run(call.step, [call])
-            return call, outcome
+    def _made_one(self, call: Call) -> Job:
+        [job] = self._made(call.step, [call])
+        return job
+
+    def _made(self, step: Bound, calls: Sequence[Call]) -> list[Job]:
+        """Calls, made together where they have to be and nobody else is at them."""
+        missing = {call.key: call for call in calls if call.state == "run"}
+        jobs: list[Job] = [(call, None) for call in calls if call.key not in missing]
+        with self._claims.claimed(list(missing)) as mine:
+            jobs += [(call, None) for key, call in missing.items() if key not in mine]
+            todo = []
+            claimed = [missing[key] for key in missing if key in mine]
+            for call, manifest in zip(claimed, self.store.objects.together(self._found, claimed), strict=True):
+                if manifest:
+                    jobs.append((replace(call, state="cached", manifest=manifest), None))
+                else:
+                    todo.append(call)
+            jobs += self._caller.run(step, todo) if todo else ()
+        return jobs
 
     # --- one window of one step ---
 
@@ -218,16 +226,8 @@ class Execution:
                 with self.clock("waiting"):
                     call, outcome = job.result() if isinstance(job, Future) else job
                 keys[call.id] = call.key
-                if outcome is not None:
-                    self._came(call, outcome)
-                elif call.manifest:
-                    self._cached(call, call.manifest)
-                elif call.state == "failed":
-                    self._failed(call, Failure(step.name, call.id, call.reason))
-                elif call.state == "run":
+                if not self._settled(call, outcome):
                     waiting.setdefault(call.key, []).append(call)
-                else:
-                    self._left_out(call)
             self._make_all(step, waiting)
         finally:
             result.seconds += time.perf_counter() - started
@@ -235,36 +235,54 @@ class Execution:
                 self.store.note_keys(self.graph.name, step.name, {id_: key for id_, key in keys.items() if key})
         return WindowDone(*(getattr(result, name) - getattr(before, name) for name in ("ran", "cached", "failed", "skipped")))
 
+    def _settled(self, call: Call, outcome: Outcome | None) -> bool:
+        """Take note of what became of a call; False if it is still to be made."""
+        if outcome is not None:
+            self._came(call, outcome)
+        elif call.manifest:
+            self._cached(call, call.manifest)
+        elif call.state == "failed":
+            self._failed(call, Failure(call.step.name, call.id, call.reason))
+        elif call.state != "run":
+            self._left_out(call)
+        else:
+            return False
+        return True
+
     def _make_all(self, step: Bound, waiting: dict[str, list[Call]]) -> None:
         """Make each key once: equal pictures of a window share the result, and so do processes that work on one store."""
         while waiting:
-            busy = 0
             todo = [calls[0] for calls in waiting.values()]
             self.store.prefetch(ref for call in todo for ref in call.inputs.values() if isinstance(ref, Ref))
-            while todo:
-                size = self._caller.size(step)
-                some, todo = todo[:size], todo[size:]
-                with self._claims.claimed([call.key for call in some]) as mine:
-                    busy += len(some) - len(mine)
-                    self._make(step, [call for call in some if call.key in mine], waiting)
-            if busy:
+            for call, outcome in self._in_lanes(step, todo):
+                if self._settled(call, outcome):
+                    for same in waiting.pop(call.key)[1:]:
+                        if isinstance(outcome, Failure):
+                            self._failed(same, outcome)
+                        else:
+                            manifest = outcome or call.manifest
+                            assert manifest
+                            self._cached(same, manifest)
+            if waiting:
                 with self.clock("waiting for another process"):
                     time.sleep(POLL)
 
-    def _make(self, step: Bound, calls: Sequence[Call], waiting: dict[str, list[Call]]) -> None:
-        missing = []
-        for call, manifest in zip(calls, self.store.objects.together(self._found, calls), strict=True):
-            if manifest:
-                for each in waiting.pop(call.key):
-                    self._cached(each, manifest)
-            else:
-                missing.append(call)
-        for call, outcome in self._caller.run(step, missing) if missing else ():
-            for each in waiting.pop(call.key):
-                if isinstance(outcome, Manifest) and each is not call:
-                    self._cached(each, outcome)
+    def _in_lanes(self, step: Bound, todo: Sequence[Call]) -> Iterator[Job]:
+        """Calls in batches, as they come; as many batches at once as the node's model allows."""
+        lanes, running = self._caller.lanes(step), set[Future[list[Job]]]()
+        while todo or running:
+            while todo and len(running) < lanes:
+                size = self._caller.size(step, len(todo))
+                some, todo = todo[:size], todo[size:]
+                if lanes == 1:
+                    yield from self._made(step, some)
                 else:
-                    self._came(each, outcome)
+                    running.add(in_a_lane(partial(self._made, step, some)))
+            if running:
+                with self.clock(step.name):
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                for each in done:
+                    yield from each.result()
 
     def _found(self, call: Call) -> Manifest | None:
         """What the key gave, if another process or thread has made it since it was looked up."""

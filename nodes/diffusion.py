@@ -102,6 +102,7 @@ class Parts:
         self.scaling: float = components["vae"].config.scaling_factor
         self.size: int = components["unet"].config.sample_size * self.vae_scale
         """The side in pixels of the square pictures that the model was made for."""
+        self._prompts: dict[tuple[object, ...], dict[str, Any]] = {}
 
     @property
     def modules(self) -> Sequence[Any]:
@@ -117,13 +118,21 @@ class Parts:
         library: Any = import_module("diffusers")
         pipeline_class = getattr(library, kind)
         prompts = list(dict.fromkeys(each.prompt for each in asked))
+        encoded: dict[str, dict[str, Any]] = {}
 
         def encode(some: Sequence[str]) -> list[dict[str, Any]]:
             pipeline = self._pipeline(library, pipeline_class, node.scheduler)
-            return [self._encoded(pipeline, node, prompt) for prompt in some]
+            with _tokenizing:
+                return [self._encoded(pipeline, node, prompt) for prompt in some]
 
-        # One prompt after another, since tokenizers have a state; in a lane, so that the arithmetic is the same there.
-        encoded = {prompt: self.place.spread([prompt], encode)[0] for prompt in prompts}
+        for prompt in prompts:
+            name = (kind, prompt, node.negative_prompt, node.guidance_scale > 1)
+            if (known := self._prompts.get(name)) is None:
+                # One prompt after another, so that the arithmetic is the same whatever goes together.
+                [known] = self.place.spread([prompt], encode)
+                if len(self._prompts) < PROMPTS:
+                    self._prompts[name] = known
+            encoded[prompt] = known
         return self.place.spread(asked, lambda some: self._made(library, pipeline_class, node, some, encoded, common))
 
     def _encoded(self, pipeline: Any, node: Diffusion, prompt: str) -> dict[str, Any]:
@@ -224,6 +233,9 @@ def by_size(
 _MODULES = ("unet", "vae", "text_encoder", "text_encoder_2")
 _EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 """What `encode_prompt` gives, in its order, and what the pipelines take it as."""
+
+PROMPTS = 64
+"""So many prompts stay encoded, the first ones."""
 
 _tokenizing = threading.Lock()
 """Fast tokenizers keep a state, and serve one thread at a time."""

@@ -1,11 +1,12 @@
-"""Arithmetic on a processor whose result for one picture depends neither on its batch nor on the number of threads.
+"""Arithmetic on a processor whose result for one picture does not depend on the others in its batch.
 
-The kernels that torch calls on a CPU sum in another order when the batch or the number of threads is another: in its last
-bits a picture made among seven others differs from the same picture made alone. Measured operator by operator (torch 2.13,
-oneDNN and MKL, AVX-512), three kinds do so: convolutions, whose kernel is chosen by the batch; 1 × 1 convolutions, whose
-kernel is chosen by the number of threads; and matrix products of fewer than 16 rows. Here each picture's convolution is
-called by itself, those of 1 × 1 are matrix products, and short products are filled up to 16 rows. All else goes together.
-On a GPU other kernels are at work and nothing of this applies.
+The kernels that torch calls on a CPU sum in another order when the batch is another: in its last bits a picture made among
+seven others differs from the same picture made alone. Measured operator by operator (torch 2.13 with oneDNN and MKL,
+AVX-512, one thread), three kinds do so: convolutions, whose kernel is chosen by the batch; transposed convolutions; and
+matrix products of fewer than 16 rows. Here a convolution's weights are laid out once, which settles its kernel (and is quicker:
+torch lays them out at each call); a transposed one is called picture by picture; and short products are filled up to 16 rows.
+The number of threads matters too, so that such a model always works on one (see `Place.spread`). On a GPU other kernels are
+at work and nothing of this applies.
 """
 
 from __future__ import annotations
@@ -42,21 +43,23 @@ def _linear(module: Any, plain: Any) -> Any:
 
 
 def _convolution(module: Any, plain: Any) -> Any:
-    each = _one_by_one_picture(module, plain)
-    unit = (1, 1)
-    if not (module.kernel_size == module.stride == module.dilation == unit and module.groups == 1 and not any(module.padding)):
-        return each
-
     import torch
 
-    def product(x: Any) -> Any:
-        # The weight is looked up at each call: a model may be moved or cast after it was loaded.
-        weight = module.weight.reshape(module.out_channels, module.in_channels)
-        bias = module.bias[:, None] if module.bias is not None else weight.new_zeros(1, 1)
-        made = [torch.addmm(bias, weight, picture.reshape(module.in_channels, -1)) for picture in x]
-        return torch.stack(made).reshape(len(x), module.out_channels, *x.shape[2:])
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if module.padding_mode != "zeros" or isinstance(module.padding, str) or not onednn:
+        return _one_by_one_picture(module, plain)
+    pointwise, lay_out = torch.ops.mkldnn._convolution_pointwise, torch.ops.mkldnn._reorder_convolution_weight
+    how = [list(each) for each in (module.padding, module.stride, module.dilation)]
+    laid_out: dict[tuple[int, ...], Any] = {}
 
-    return product
+    def forward(x: Any) -> Any:
+        side = tuple(x.shape[2:])
+        if side not in laid_out:
+            laid_out[side] = lay_out(module.weight.detach(), *how, module.groups, [1, *x.shape[1:]])
+        x = x.contiguous(memory_format=torch.channels_last)
+        return pointwise(x, laid_out[side], module.bias, *how, module.groups, "none", [], "")
+
+    return forward
 
 
 def _one_by_one_picture(module: Any, plain: Any) -> Any:

@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -44,14 +44,13 @@ class Place:
         items in each (see `nodes.exact`), and a large one takes one item at a time with all cores, since there a batch
         gains nothing and changes the last bits.
         """
-        if self.device != "cpu":
+        if self.device != "cpu" or (self.light and in_lane()):
             return work(items)
         if not self.light:
             return [result for item in items for result in work([item])]
-        lanes = _lanes()
         share = -(-len(items) // cores()) or 1
         parts = [items[start : start + share] for start in range(0, len(items), share)]
-        running = [lanes.submit(copy_context().run, work, part) for part in parts]
+        running = [in_a_lane(partial(work, part)) for part in parts]
         wait(running)
         return [result for each in running for result in each.result()]
 
@@ -62,11 +61,35 @@ def cores() -> int:
     return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
 
 
-@cache
-def _lanes() -> ThreadPoolExecutor:
-    import torch
+_local = threading.local()
 
-    return ThreadPoolExecutor(cores(), "lane", initializer=torch.set_num_threads, initargs=(1,))
+
+@cache
+def _lanes(count: int) -> ThreadPoolExecutor:
+    """Threads that compute on one core each."""
+
+    def begin() -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        _local.lane = True
+
+    return ThreadPoolExecutor(count, "lane", initializer=begin)
+
+
+def in_lane() -> bool:
+    """Whether this thread is one of the lanes."""
+    return bool(getattr(_local, "lane", False))
+
+
+def in_a_lane(work: Callable[[], T]) -> Future[T]:
+    """Begin `work` in a thread that computes on one core, as one of as many as there are cores."""
+    return _lanes(cores()).submit(copy_context().run, work)
+
+
+def lanes(model: Model) -> int:
+    """How many threads may have a model work at once: as many as there are cores where it is light, else one."""
+    return cores() if is_light(model) else 1
 
 
 # --- resident models ---
@@ -85,11 +108,14 @@ L = TypeVar("L", bound=Loaded)
 
 @dataclass
 class _Resident:
-    """A place in the registry: `lock` is held while the model is loaded or used, `bytes` are those of its weights."""
+    """A place in the registry: `lock` is held while the model is loaded or let go, `turn` while one that is not light is
+    used; `bytes` are those of its weights."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
+    turn: threading.Lock = field(default_factory=threading.Lock)
     loaded: Any = None
     bytes: int = 0
+    users: int = 0
     used: float = 0.0
 
 
@@ -102,7 +128,8 @@ loads: list[tuple[str, float]] = []
 
 @contextmanager
 def held(model: Model, load: Callable[[Place], L]) -> Iterator[L]:
-    """The loaded model, for the length of the block; loaded once per process, and one block at a time for each model.
+    """The loaded model, for the length of the block; loaded once per process. Threads take turns at a
+    model; at a light one the lanes work side by side.
 
     Models stay in memory until room is needed for another: then the one not used for longest goes first.
 
@@ -113,15 +140,21 @@ def held(model: Model, load: Callable[[Place], L]) -> Iterator[L]:
     name = (f"{load.__module__}.{load.__qualname__}", model.model_dump_json(exclude={"role"}))
     with _registry_lock:
         resident = _registry.setdefault(name, _Resident())
-    with resident.lock, shortage(model):
+    with resident.lock:
         if resident.loaded is None:
-            _make_room(model, resident)
-            started = time.monotonic()
-            resident.loaded = _load(model, load)
-            loads.append((model.source, time.monotonic() - started))
-            resident.bytes = sum(tensor.nbytes for module in resident.loaded.modules for tensor in module.parameters())
-        resident.used = time.monotonic()
-        yield resident.loaded
+            with shortage(model):
+                _make_room(model, resident)
+                started = time.monotonic()
+                resident.loaded = _load(model, load)
+                loads.append((model.source, time.monotonic() - started))
+                resident.bytes = sum(tensor.nbytes for module in resident.loaded.modules for tensor in module.parameters())
+        resident.users, resident.used = resident.users + 1, time.monotonic()
+    try:
+        with nullcontext() if in_lane() else resident.turn, shortage(model):
+            yield resident.loaded
+    finally:
+        with resident.lock:
+            resident.users -= 1
 
 
 @contextmanager
@@ -152,8 +185,7 @@ def _is_shortage(error: Exception) -> bool:
 
 def _make_room(model: Model, newcomer: _Resident) -> None:
     """Let go of the models not used for longest until the weights of all fit into the budget."""
-    folder = locate(model.source).folder
-    newcomer.bytes = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    newcomer.bytes = _weights(locate(model.source).folder)
     with _registry_lock:
         others = sorted((r for r in _registry.values() if r is not newcomer and r.loaded), key=lambda r: r.used)
     budget = memory_budget()
@@ -180,10 +212,11 @@ def memory_budget() -> int:
 
 
 def _let_go(resident: _Resident) -> None:
-    """Free a model, unless another thread is at it."""
+    """Free a model, unless somebody is at it."""
     if resident.lock.acquire(blocking=False):
         try:
-            resident.loaded = None
+            if not resident.users:
+                resident.loaded = None
         finally:
             resident.lock.release()
 
@@ -202,6 +235,17 @@ LIGHT = 64 * 2**20
 """Models whose weights take no more bytes than this on disk are light."""
 
 
+@cache
+def is_light(model: Model) -> bool:
+    """Whether a model is small, runs on a processor, and as it comes. Raises ModelError where it is absent."""
+    plain = model.dtype in ("auto", "float32") and not model.options
+    return plain and device_is_cpu() and _weights(locate(model.source).folder) <= LIGHT
+
+
+def _weights(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
 def _load(model: Model, load: Callable[[Place], L]) -> L:
     if not model.source:
         raise ModelError(f'no model is named for the role "{model.role}": give the node a model, a hub id or a folder')
@@ -214,8 +258,7 @@ def _load(model: Model, load: Callable[[Place], L]) -> L:
     cpu = device_is_cpu() or not torch.cuda.is_available()
     if cpu and model.offload != "none":
         raise ModelError(f'model "{model.source}": offload moves a model off a GPU, and there is none here')
-    weights = sum(path.stat().st_size for path in found.folder.rglob("*.safetensors"))
-    light = cpu and weights <= LIGHT and model.dtype in ("auto", "float32") and not model.options
+    light = cpu and is_light(model)
     place = Place(found.folder, "cpu" if cpu else "cuda", getattr(torch, dtype_of(model)), light, model)
     try:
         loaded = load(place)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image as pil
 
+from flows.pipeline import Pipeline
 from flows.spec import parse, read
 from tests.conftest import EXAMPLES, ROOT, Workplace
 
@@ -31,7 +32,7 @@ def blocks(language: str) -> list[str]:
 COMMANDS = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
 PHOTOLOOM = [command for command in COMMANDS if command.startswith("photoloom ")]
 PYTHON, OWN_NODE, SCHEDULE = blocks("python")
-PIPELINE, OWN_PIPELINE = blocks("yaml")
+PIPELINE, OWN_PIPELINE, OPTIONS = blocks("yaml")
 
 
 @pytest.fixture
@@ -41,6 +42,8 @@ def reader(workplace: Workplace) -> Workplace:
     examples = workplace.folder / "models" / "toybox" / "examples"
     examples.mkdir(parents=True)
     shutil.copy(EXAMPLES / "cat-blue.png", examples)
+    (workplace.folder / "inbox" / "cats").mkdir(parents=True)
+    shutil.copy(EXAMPLES / "cat-green.jpg", workplace.folder / "inbox" / "cats")
     (workplace.folder / "my_nodes.py").write_text(OWN_NODE)
     (workplace.folder / "posterize.yaml").write_text(OWN_PIPELINE)
     return workplace
@@ -74,6 +77,7 @@ def test_the_commands_do_what_is_said(reader: Workplace) -> None:
     assert re.search(r"^edited +1 ran .*prompt changed: \"a rocket\" → \"a frog\"$", said("a frog"), re.M)
     assert re.search(r"^masks +1 cached", said("a frog"), re.M)
     assert re.search(r"^boxes +1 run\n    cat-blue: labels changed: ", said("plan"), re.M)
+    assert re.search(r"^edited: 1 in outputs/replace-object/", said("inbox"), re.M)
     assert "hf download PekingU/rtdetr_v2_r50vd" in said("--models photo")
     assert said("check") == "replace-object: 4 steps, all right\n"
     assert said("graph").startswith("flowchart LR\n")
@@ -89,6 +93,12 @@ def test_the_commands_do_what_is_said(reader: Workplace) -> None:
 
 def test_the_yaml_is_the_shipped_pipeline() -> None:
     assert parse(PIPELINE) == read(ROOT / "pipelines" / "replace_object.yaml")
+
+
+def test_a_models_options_are_those_that_there_are() -> None:
+    text = f"name: x\n{OPTIONS}steps:\n  made: {{node: Generate, prompt: x, model: models/toybox/sdxl}}\n"
+    models = Pipeline.from_yaml(text).graph().models
+    assert set(models["inpaint"]) == {"source", "dtype", "vae_tiling", "offload"}
 
 
 def test_the_python_form_gives_the_same_steps(reader: Workplace) -> None:
