@@ -148,7 +148,7 @@ def test_values_and_look_ups_are_asked_for_several_at_once(
         with lock:
             at_once[0] += 1
             most[kind] = max(most.get(kind, 0), at_once[0])
-        time.sleep(0.02)
+        time.sleep(0.05)
         try:
             return fetch(self, name)
         finally:
@@ -175,12 +175,12 @@ def test_of_two_claims_one_wins_and_what_is_let_go_of_is_free(url: str) -> None:
 
 
 def test_a_claim_that_is_held_stays_held(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.leases.SILENT", 0.8)
+    monkeypatch.setattr("flows.leases.SILENT", 1.6)
     monkeypatch.setattr("flows.leases.AGAIN", 0.0)
     with Leases(Bucket(url)).claimed(["k"]) as mine:
         assert mine == {"k"}
-        for _ in range(4):
-            time.sleep(0.4)
+        for _ in range(3):
+            time.sleep(0.7)
             with Leases(Bucket(url)).claimed(["k"]) as others:
                 assert others == set()
 
@@ -207,7 +207,7 @@ def test_the_claim_of_a_process_that_was_killed_is_taken_over(
     other.communicate()
     again = run(store, text)
     assert states(again)["slow"] == "1 ran"
-    assert 1.0 < time.monotonic() - began < 6.0
+    assert 1.0 < time.monotonic() - began < 15.0
 
 
 # --- what is damaged or gone ---
