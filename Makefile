@@ -50,7 +50,7 @@ models: install sprites
 evaluate: install sprites
 	$(BIN)/python -m models.evaluate
 
-# Everything that docs/performance.md tells of.
+# Everything that docs/performance.md and docs/scale.md tell of.
 bench: install sprites
 	$(BIN)/python benchmarks/overhead/run.py
 	$(BIN)/python benchmarks/folder/run.py
@@ -58,3 +58,4 @@ bench: install sprites
 	$(BIN)/python benchmarks/folder/determinism.py
 	$(BIN)/python benchmarks/folder/gpu.py
 	$(BIN)/python benchmarks/graph_scale.py
+	$(BIN)/python benchmarks/workers.py

@@ -43,6 +43,10 @@ class Caller:
         )
         self._sizes: dict[Any, tuple[BatchSize, BatchSize]] = {}
 
+    def prepare(self, step: Bound) -> None:
+        """Load what a step needs, ahead of its first call."""
+        step.node.prepare()
+
     def lanes(self, step: Bound) -> int:
         """How many calls of a step's node may go on at once, each in a thread of `nodes.resident`."""
         return min(map(lanes, _models(step.node)), default=1)
@@ -132,6 +136,10 @@ class Caller:
             else ref and self.value(call.step.wires[port].step, ref)
             for port, ref in call.inputs.items()
         }
+
+    def expect(self, step: Bound, calls: Sequence[Call]) -> None:
+        """Read the inputs of calls that come soon, where the store is far away."""
+        self._store.prefetch(ref for call in calls for ref in call.inputs.values() if isinstance(ref, Ref))
 
     def prefetch(self, refs: Sequence[Ref]) -> None:
         """Read values that will be asked for soon."""

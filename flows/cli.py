@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nodes.errors import PhotoloomError, UserError, nearest
+from flows.own import import_nodes
+from nodes.errors import UserError, nearest
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -34,6 +35,9 @@ Allow = Annotated[list[Path] | None, typer.Option(help="A further folder that th
 Own = Annotated[list[Path] | None, typer.Option("--nodes", metavar="FILE", help="A Python file with node classes of your own.")]
 Only = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step and what it rests on.")]
 Force = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step whatever the store has.")]
+On = Annotated[str | None, typer.Option(
+    metavar="here|worker", help="Where steps with a model are made; else on a worker, if one is found.",
+)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 STORE = "outputs/store"
@@ -45,28 +49,11 @@ def _say(text: str) -> None:
 
 def _pipeline(path: Path, own: list[Path] | None) -> Any:
     for file in own or []:
-        _import(file)
+        import_nodes(file)
     from flows.pipeline import Pipeline
     from flows.spec import read
 
     return Pipeline.from_spec(read(path))
-
-
-def _import(file: Path) -> None:
-    """Import a file with node classes, as the caller asked for."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"--nodes {file}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except PhotoloomError:
-        raise
-    except Exception as error:
-        raise UserError(f"--nodes {file}: {type(error).__name__}: {error}") from error
 
 
 def _values(pipeline: Any, given: list[str] | None) -> dict[str, Any]:
@@ -124,7 +111,7 @@ def run(
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Do not write into pictures how they were made.")] = False,
     window: Annotated[str, typer.Option(help="Elements that go through the steps together: auto, or a number.")] = "auto",
     batch: Annotated[str, typer.Option(help="Elements that go through a model at once: auto, or a number.")] = "auto",
-    as_json: Json = False,
+    on: On = None, as_json: Json = False,
 ) -> None:
     """Run a pipeline: what the store has is taken from it, the rest is made."""
     from flows.progress import Lines, watcher
@@ -134,7 +121,7 @@ def run(
         result = found.run(
             _values(found, set_), sweep=_sweep(found, sweep), models=models, store=store, out=out, allow=allow or (),
             only=only or (), force=force or (), max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say,
-            window=_size("--window", window), batch=_size("--batch", batch),
+            window=_size("--window", window), batch=_size("--batch", batch), on=on,
         )
     if as_json:
         print(json.dumps(result.summary, ensure_ascii=False))
@@ -209,7 +196,7 @@ def graph(pipeline: File, own: Own = None) -> None:
 def nodes_(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None, own: Own = None) -> None:
     """List the node classes, or say all about one."""
     for file in own or []:
-        _import(file)
+        import_nodes(file)
     from flows.describe import described
     from flows.pipeline import known_nodes
 
@@ -220,7 +207,7 @@ def nodes_(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None, o
 def schema(own: Own = None) -> None:
     """Print the JSON Schema of pipelines, for editors."""
     for file in own or []:
-        _import(file)
+        import_nodes(file)
     from flows.describe import json_schema
     from flows.pipeline import known_nodes
 
@@ -284,6 +271,20 @@ def status() -> None:
     up = server.answers(server.local_url())
     print(f"{'running' if up else 'not running'}: {server.local_url().removesuffix('/api')}")
     raise typer.Exit(0 if up else 1)
+
+
+@app.command()
+def worker(
+    gpus: Annotated[str | None, typer.Option(metavar="0,1", help="The GPUs to use; all where nothing is said.")] = None,
+    scheduler: Annotated[str | None, typer.Option(
+        metavar="ADDRESS", help="Join this scheduler, tcp://… or tls://…, instead of starting one.",
+    )] = None,
+    health_port: Annotated[int, typer.Option(min=0, help="The loopback port that answers how it is; 0: any.")] = 0,
+) -> None:
+    """Keep a worker for each GPU, whose models stay in memory between runs, until it is told to stop."""
+    from flows.roof import Roof
+
+    Roof(gpus, scheduler, health_port, _say).keep()
 
 
 def main() -> None:

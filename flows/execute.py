@@ -51,7 +51,8 @@ Job = tuple[Call, "Outcome | None"]
 
 class Execution:
     """One run of a graph against a store. `finished` hears of each element that has its values. `window` elements go
-    through the steps together and `batch` through a model; both are found by measuring where they are None."""
+    through the steps together and `batch` through a model; both are found by measuring where they are None. `caller` makes
+    what calls the nodes."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Execution:
         finished: Callable[[Call, Mapping[str, Ref | tuple[Ref, ...]]], None] | None = None,
         window: int | None = None,
         batch: int | None = None,
+        caller: Callable[..., Caller] = Caller,
     ) -> None:
         self.graph, self.store, self.clock = graph, store, Clock()
         self.planner = Planner(graph, store, force)
@@ -73,7 +75,7 @@ class Execution:
         self.result = Result({name: StepResult() for name in graph.steps if name in self.only})
         self._window_size = WindowSize(window, store)
         self._claims = store.objects.claims()
-        self._caller = Caller(
+        self._caller = caller(
             self.planner, store, self.clock, self._remake, watcher.part if watcher else None, batch
         )
         self._remaking = threading.RLock()
@@ -92,7 +94,7 @@ class Execution:
         """Begin to load, beside the main thread, the models of the steps that will have something to do, as far as the
         first elements tell."""
         if missing := self._missing():
-            self._loading = threading.Thread(target=_load_all, args=(missing,), name="loading")
+            self._loading = threading.Thread(target=_load_all, args=(self._caller, missing), name="loading")
             self._loading.start()
 
     def _missing(self) -> list[Bound]:
@@ -252,7 +254,7 @@ class Execution:
         """Make each key once: equal pictures of a window share the result, and so do processes that work on one store."""
         while waiting:
             todo = [calls[0] for calls in waiting.values()]
-            self.store.prefetch(ref for call in todo for ref in call.inputs.values() if isinstance(ref, Ref))
+            self._caller.expect(step, todo)
             for call, outcome in self._in_lanes(step, todo):
                 if self._settled(call, outcome):
                     for same in waiting.pop(call.key)[1:]:
@@ -378,10 +380,10 @@ def parts_of(call: Call, found: Ref | tuple[Ref, ...]) -> Iterator[tuple[Positio
         yield (*call.position, index), "/".join(filter(None, (call.id, str(index)))), ref
 
 
-def _load_all(steps: Sequence[Bound]) -> None:
+def _load_all(caller: Caller, steps: Sequence[Bound]) -> None:
     for step in steps:
         with contextlib.suppress(Exception):  # whoever needs the model will say what is wrong with it
-            step.node.prepare()
+            caller.prepare(step)
 
 
 def _reads_files(step: Bound) -> bool:

@@ -42,6 +42,8 @@ class Objects(Protocol):
         StoreError: they cannot be read or written; `Unreachable` where that may pass.
     """
 
+    url: str
+    """Where they are, for another process that stands elsewhere."""
     lanes: int
     """How many requests it is well to make at once."""
 
@@ -121,7 +123,7 @@ class Folder:
     lanes = 1
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.url = folder, str(folder.resolve())
         self._base = f"{folder}{os.sep}"
         try:
             for name in ("blobs", "manifests"):

@@ -17,6 +17,7 @@ from flows.graph import Graph
 from flows.grids import write_grids
 from flows.plan import PlannedStep, Planner, make_plan
 from flows.reading import Value
+from flows.remote import caller_on
 from flows.report import Writer, leave, markdown, new_run_folder
 from flows.results import Result, Watcher
 from flows.spec import PIPELINE_NAME, Models, Param, Spec, StepSpec, dump, parse, read
@@ -154,19 +155,20 @@ class Pipeline:
         store: str | Path = DEFAULT_STORE, out: str | Path = DEFAULT_OUT, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, metadata: bool = True,
         watcher: Watcher | None = None, say: Callable[[str], None] | None = None,
-        window: int | None = None, batch: int | None = None,
+        window: int | None = None, batch: int | None = None, on: str | None = None,
     ) -> RunResult:
         """Run as a Prefect flow, on the server that is configured or a local one.
 
         With `sweep`, such as `{"seed": [1, 2, 3]}`, every combination of its values runs, and the pictures of each output
         come on a labelled grid too. A step that a swept param reaches is copied: `edited__seed_1`, `edited__seed_2`.
+        `on` says where steps that have a model are made: `here`, on a `worker`, or on a worker if there is one.
 
         Raises:
             PipelineError: the pipeline is wrong, and nothing ran.
-            UserError: the store, the folder for the outputs or the server cannot be used.
+            UserError: the store, the folder for the outputs, the server or the workers cannot be used.
         """
         execution, swept = self._execution(
-            params, sweep, models, store, allow, only, force, max_failures, watcher, window, batch
+            params, sweep, models, store, allow, only, force, max_failures, watcher, window, batch, on
         )
         began = time.perf_counter()
 
@@ -187,12 +189,12 @@ class Pipeline:
         self, params: Mapping[str, Value] | None, sweep: Mapping[str, Iterable[Value]] | None = None,
         models: Models | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, watcher: Watcher | None = None,
-        window: int | None = None, batch: int | None = None,
+        window: int | None = None, batch: int | None = None, on: str | None = None,
     ) -> tuple[Execution, Sweep]:
         graph, swept = self._swept(params, models, allow, sweep)
         execution = Execution(
             graph, open_store(store), only=steps_named(graph, swept.named(only)), force=frozenset(swept.named(force)),
-            max_failures=max_failures, watcher=watcher, window=window, batch=batch,
+            max_failures=max_failures, watcher=watcher, window=window, batch=batch, caller=caller_on(on),
         )
         _ = execution.planner.identities  # absent models are said before a server or a flow is started
         execution.prepare()

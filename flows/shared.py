@@ -37,7 +37,7 @@ class Shared:
     lanes = LANES
 
     def __init__(self, url: str) -> None:
-        self.bucket = Bucket(url)
+        self.bucket, self.url = Bucket(url), url
         self.folder = _cache() / self._id()
         size = os.environ.get("PHOTOLOOM_CACHE_SIZE")
         self._copies = Copies(self.folder, bytes_of("PHOTOLOOM_CACHE_SIZE", size) if size else COPIES_BYTES)

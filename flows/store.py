@@ -75,6 +75,11 @@ class Store:
         self._before: dict[Digest, tuple[Artifact, int]] = {}
         self._recent_bytes = 0
 
+    @property
+    def url(self) -> str:
+        """What `open_store` is to be given in another process."""
+        return self.objects.url
+
     # --- values ---
 
     def put(self, value: Artifact) -> Ref:

@@ -10,7 +10,8 @@
     │   ├── OutOfMemory        memory is too short for what a node was to do at once
     │   ├── StoreError         a store that cannot be used
     │   │   └── Unreachable        one that did not answer, which may pass
-    │   └── ServerError        the Prefect server does not answer
+    │   ├── ServerError        the Prefect server does not answer
+    │   └── WorkerError        the workers are not there, or cannot do what is asked
     └── Damaged                a stored value does not match its digest: a miss, never a result
 """
 
@@ -62,6 +63,10 @@ class Unreachable(StoreError):
 
 class ServerError(UserError):
     """The Prefect server could not be started or does not answer."""
+
+
+class WorkerError(UserError):
+    """The workers or their scheduler are not there, or cannot work for this run."""
 
 
 class Damaged(PhotoloomError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from nodes import Boxes, File, Image, Masks, Node, Score, Sink, Source, Text
+from nodes import Boxes, File, Image, Masks, Model, Node, Score, Sink, Source, Text
 from nodes.errors import OutOfMemory
 
 calls: list[str] = []
@@ -260,3 +261,26 @@ class Echo(Node):
 
     def run(self, left: Text | None = None, right: Text | None = None) -> Text:
         return Text((left.value if left else "")[-9:] + (right.value if right else "")[-9:] + self.text)
+
+
+class Ponder(Node):
+    """A picture's opposite after a while, from a node that has a model and so is made by a worker. What it begins is a line in
+    the file that PONDERED names. It fails on 13, and 66 is the end of its process."""
+
+    version: ClassVar[str] = "1"
+    model: Model = Model(role="ponder")
+    seconds: float = 0.0
+    words: str = ""
+
+    def run(self, image: Image) -> Image:
+        calls.append("Ponder")
+        first = int(image.pixels[0, 0, 0])
+        if log := os.environ.get("PONDERED"):
+            with open(log, "a") as file:
+                file.write(f"{os.getpid()} {first}\n")
+        time.sleep(self.seconds)
+        if first == 13:
+            raise RuntimeError("thirteen")
+        if first == 66:
+            os._exit(66)
+        return Image(255 - image.pixels).with_info(words=self.words)
