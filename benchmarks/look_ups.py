@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,7 @@ SIDE = 512
 """Pixels of a picture's side: 768 KB."""
 
 
-def timed(what: str, work: Callable[[object], object], items: Iterable[object], together: Store | None = None) -> None:
+def timed(what: str, work: Callable[[Any], object], items: Iterable[Any], together: Store | None = None) -> None:
     """Print the milliseconds that each took, one after another or as the store does several."""
     listed = list(items)
     started = time.perf_counter()
@@ -38,13 +40,14 @@ def timed(what: str, work: Callable[[object], object], items: Iterable[object], 
 
 
 def measure(name: str, opened: Callable[[], Store], count: int) -> None:
+    """Print a table for a store, in which new pictures are kept; "here" is what this process has at hand."""
     started = time.perf_counter()
     store = opened()
     print(f"\n{name}: {count} pictures of {SIDE}², opened in {time.perf_counter() - started:.2f} s\n\n| | ms |\n|---|---|")
     generator = np.random.default_rng(int(time.time()))
     pictures = [Image(generator.integers(0, 255, (SIDE, SIDE, 3), np.uint8)) for _ in range(count)]
     refs: list[Ref] = []
-    timed("value kept", lambda picture: refs.append(store.put(picture)), pictures)  # type: ignore[arg-type]
+    timed("value kept", lambda picture: refs.append(store.put(picture)), pictures)
     keys = [digest("Bench", ref.digest) for ref in refs]
     made = dict(zip(keys, refs, strict=True))
     timed("result kept", lambda key: store.record(str(key), Manifest({"output": made[str(key)]}, {}, {})), keys)
@@ -53,19 +56,17 @@ def measure(name: str, opened: Callable[[], Store], count: int) -> None:
         fresh = elsewhere(store, Path(folder))
         timed("look-up, found", lambda key: fresh.look_up(str(key)), keys)
         timed("look-up, not found", lambda key: fresh.look_up(digest("None", key)), keys)
-        timed("value read", lambda ref: fresh.get(ref), refs)  # type: ignore[arg-type]
+        timed("value read", lambda ref: fresh.get(ref), refs)
     with tempfile.TemporaryDirectory() as folder:
         fresh = elsewhere(store, Path(folder))
         timed("look-up, found, several at once", lambda key: fresh.look_up(str(key)), keys, fresh)
-        timed("value read, several at once", lambda ref: fresh.get(ref), refs, fresh)  # type: ignore[arg-type]
+        timed("value read, several at once", lambda ref: fresh.get(ref), refs, fresh)
 
 
 def elsewhere(store: Store, folder: Path) -> Store:
     """The same store without what this machine has at hand."""
     if not isinstance(store.objects, Shared):
         return Store(store.folder)
-    import os
-
     os.environ["PHOTOLOOM_CACHE"] = str(folder)
     return open_store(store.objects.bucket.url)
 

@@ -253,8 +253,9 @@ class Execution:
     def _make_all(self, step: Bound, waiting: dict[str, list[Call]]) -> None:
         """Make each key once: equal pictures of a window share the result, and so do processes that work on one store."""
         while waiting:
-            self._caller.expect(step, [calls[0] for calls in waiting.values()])
-            for call, outcome in self._in_lanes(step, [calls[0] for calls in waiting.values()]):
+            todo = [calls[0] for calls in waiting.values()]
+            self._caller.expect(step, todo)
+            for call, outcome in self._in_lanes(step, todo):
                 if self._settled(call, outcome):
                     for same in waiting.pop(call.key)[1:]:
                         if isinstance(outcome, Failure):

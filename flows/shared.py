@@ -141,5 +141,9 @@ def _cache() -> Path:
     """Where copies lie: `PHOTOLOOM_CACHE`, else the user's folder for such things."""
     if named := os.environ.get("PHOTOLOOM_CACHE"):
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "photoloom"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "photoloom"
+    try:
+        return Path.home() / ".cache" / "photoloom"
+    except RuntimeError:
+        raise StoreError("there is no home folder for copies of the store: name a folder with PHOTOLOOM_CACHE") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ SECRET = "a-secret-that-is-nowhere-else"
 def served() -> Iterator[str]:
     """The endpoint of a service. What it creates only if it is new is decided for one writer at a time, as on the real one;
     moto looks and writes in two steps."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request otherwise
     lock, put = threading.Lock(), S3Response.put_object
 
     def one_at_a_time(self: S3Response) -> Any:
