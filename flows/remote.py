@@ -110,10 +110,14 @@ class RemoteCaller(Caller):
                     future.cancel()  # type: ignore[no-untyped-call]
 
     def _cut(self, step: Bound, left: deque[Call], count: int) -> _Window:
-        """The next window: as much as a worker does in `SECONDS`, whole batches, and something for every worker."""
+        """The next window: as much as a worker does in `SECONDS` and at least a batch, but no more than its share of what is
+        left; half of that where there are several, so that none ends long after the others."""
         seconds, batch = self._pace.get(step.name, (SECONDS / FIRST, 1))
-        size = min(max(batch, int(SECONDS / max(seconds, 1e-6))), -(-len(left) // max(count, 1)), LARGEST)
-        return _Window([left.popleft() for _ in range(min(size, len(left)))])
+        share = -(-len(left) // max(count, 1))
+        if count > 1:
+            share = max(min(batch, share), -(-share // 2))
+        size = min(max(batch, int(SECONDS / max(seconds, 1e-6))), share, LARGEST)
+        return _Window([left.popleft() for _ in range(size)])
 
     def _handed(self, step: Bound, window: _Window, done: queue.Queue[Future[str]]) -> Future[str]:
         text = json.dumps({
