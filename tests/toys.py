@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from nodes import Boxes, File, Image, Masks, Node, Score, Sink, Source, Text
-from nodes.errors import OutOfMemory
+from nodes.errors import OutOfMemory, UserError
 
 calls: list[str] = []
 """The name of each toy call, in order."""
@@ -260,3 +260,20 @@ class Echo(Node):
 
     def run(self, left: Text | None = None, right: Text | None = None) -> Text:
         return Text((left.value if left else "")[-9:] + (right.value if right else "")[-9:] + self.text)
+
+
+class Flaky(Node):
+    """Passes pictures on, after it has failed `times` times: of the network, or of what the user did."""
+
+    version: ClassVar[str] = "1"
+    times: int
+    network: bool = True
+
+    def run(self, image: Image) -> Image:
+        calls.append("Flaky")
+        if calls.count("Flaky") <= self.times:
+            try:
+                raise ConnectionResetError("the other side hung up")
+            except ConnectionResetError as error:
+                raise (RuntimeError if self.network else UserError)("no answer") from error
+        return image
