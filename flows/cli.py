@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from gc import freeze, set_threshold
 from itertools import groupby
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
-from nodes.errors import PhotoloomError, UserError, nearest
+from flows.own import import_nodes
+from nodes.errors import UserError, nearest
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Typed, cached pipelines for pictures.",
 )
 store_app = typer.Typer(no_args_is_help=True, help="The store of results: info, gc, verify.")
+deployments_app = typer.Typer(no_args_is_help=True, help="Pipelines on a schedule: list, pause, resume, delete.")
 server_app = typer.Typer(no_args_is_help=True, help="The local Prefect server: start, stop, status.")
 app.add_typer(store_app, name="store")
+app.add_typer(deployments_app, name="deployments")
 app.add_typer(server_app, name="server")
 
 File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A pipeline's YAML file.")]
@@ -34,6 +38,8 @@ Allow = Annotated[list[Path] | None, typer.Option(help="A further folder that th
 Own = Annotated[list[Path] | None, typer.Option("--nodes", metavar="FILE", help="A Python file with node classes of your own.")]
 Only = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step and what it rests on.")]
 Force = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step whatever the store has.")]
+Out = Annotated[Path, typer.Option(help="The folder for results.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A deployment's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 STORE = Path("outputs/store")
@@ -45,28 +51,11 @@ def _say(text: str) -> None:
 
 def _pipeline(path: Path, own: list[Path] | None) -> Any:
     for file in own or []:
-        _import(file)
+        import_nodes(file)
     from flows.pipeline import Pipeline
     from flows.spec import read
 
     return Pipeline.from_spec(read(path))
-
-
-def _import(file: Path) -> None:
-    """Import a file with node classes, as the caller asked for."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"--nodes {file}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except PhotoloomError:
-        raise
-    except Exception as error:
-        raise UserError(f"--nodes {file}: {type(error).__name__}: {error}") from error
 
 
 def _values(pipeline: Any, given: list[str] | None) -> dict[str, Any]:
@@ -118,29 +107,49 @@ def _pair(pipeline: Any, option: str, text: str, form: str) -> tuple[str, str]:
 @app.command()
 def run(
     pipeline: File, set_: Set = None, sweep: Sweep = None, models: Models = None, store: StoreAt = STORE,
-    out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("outputs"),
-    allow: Allow = None, own: Own = None, only: Only = None, force: Force = None,
+    out: Out = Path("outputs"), allow: Allow = None, own: Own = None, only: Only = None, force: Force = None,
     max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more elements than this have failed.")] = None,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Do not write into pictures how they were made.")] = False,
     window: Annotated[str, typer.Option(help="Elements that go through the steps together: auto, or a number.")] = "auto",
     batch: Annotated[str, typer.Option(help="Elements that go through a model at once: auto, or a number.")] = "auto",
+    watch: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run again whenever files come into it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a pipeline: what the store has is taken from it, the rest is made."""
     from flows.progress import Lines, watcher
 
     found = _pipeline(pipeline, own)
-    with (Lines() if as_json else watcher()) as watched:
-        result = found.run(
-            _values(found, set_), sweep=_sweep(found, sweep), models=models, store=store, out=out, allow=allow or (),
-            only=only or (), force=force or (), max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say,
-            window=_size("--window", window), batch=_size("--batch", batch),
-        )
-    if as_json:
-        print(json.dumps(result.summary, ensure_ascii=False))
-    else:
-        _told(result.summary)
-    raise typer.Exit(1 if result.status != "done" else 0)
+    values, swept = _values(found, set_), _sweep(found, sweep)
+    sizes = {"window": _size("--window", window), "batch": _size("--batch", batch)}
+
+    def once() -> str:
+        with (Lines() if as_json else watcher()) as watched:
+            result = found.run(
+                values, sweep=swept, models=models, store=store, out=out, allow=allow or (), only=only or (), force=force or (),
+                max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say, **sizes,
+            )
+        if as_json:
+            print(json.dumps(result.summary, ensure_ascii=False), flush=True)
+        else:
+            _told(result.summary)
+        return str(result.status)
+
+    if watch is None:
+        raise typer.Exit(1 if once() != "done" else 0)
+    found.graph(values, models, allow or ())  # a pipeline that is wrong ends here
+    _watching(watch, (out, store), once)
+
+
+def _watching(folder: Path, apart_from: Sequence[Path], run: Callable[[], object]) -> None:
+    """Run whenever files below a folder have come and are whole; what goes wrong in one run does not end the next."""
+    from flows.watch import batches
+
+    _say(f"watching {folder}; Ctrl-C ends it")
+    for _ in batches(folder, apart_from):
+        try:
+            run()
+        except UserError as error:
+            _say(str(error))
 
 
 def _told(summary: Any) -> None:
@@ -209,7 +218,7 @@ def graph(pipeline: File, own: Own = None) -> None:
 def nodes_(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None, own: Own = None) -> None:
     """List the node classes, or say all about one."""
     for file in own or []:
-        _import(file)
+        import_nodes(file)
     from flows.describe import described
     from flows.pipeline import known_nodes
 
@@ -220,11 +229,83 @@ def nodes_(name: Annotated[str | None, typer.Argument(metavar="NAME")] = None, o
 def schema(own: Own = None) -> None:
     """Print the JSON Schema of pipelines, for editors."""
     for file in own or []:
-        _import(file)
+        import_nodes(file)
     from flows.describe import json_schema
     from flows.pipeline import known_nodes
 
     print(json.dumps(json_schema(known_nodes()), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def deploy(
+    pipeline: File,
+    cron: Annotated[str | None, typer.Option(metavar="RULE", help="When to run: \"0 2 * * *\" is each night at two.")] = None,
+    interval: Annotated[int | None, typer.Option(metavar="SECONDS", min=1, help="Run again and again.")] = None,
+    rrule: Annotated[str | None, typer.Option(metavar="RULE", help="When to run, as a calendar's recurrence rule.")] = None,
+    timezone: Annotated[str | None, typer.Option(metavar="ZONE", help="Whose clock to go by: Europe/Paris; else UTC.")] = None,
+    set_: Set = None, models: Models = None, store: StoreAt = STORE, out: Out = Path("outputs"), own: Own = None,
+    name: Annotated[str | None, typer.Option(help="The deployment's name; else the pipeline's.")] = None,
+) -> None:
+    """Run a pipeline on a schedule, in this working directory: makes a deployment, or changes the one of that name."""
+    found = _pipeline(pipeline, own)
+    from flows import deployments
+
+    made = deployments.deploy(
+        found, cron=cron, interval=interval, rrule=rrule, timezone=timezone, params=_values(found, set_), models=models,
+        store=store, out=out, nodes=own or (), name=name,
+    )
+    print(f"{made}: deployed; runs while `photoloom serve` does")
+
+
+@app.command()
+def serve() -> None:
+    """Run what is deployed when it is due, until Ctrl-C or SIGTERM."""
+    from flows import deployments
+
+    deployments.main()
+
+
+@deployments_app.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """List the deployments: when each runs, next and last."""
+    from dataclasses import asdict
+
+    from flows import deployments
+
+    found = [asdict(each) for each in deployments.listed()]
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for each in found:
+        when = "paused" if each["paused"] else f"next {each['next'] or 'never'}"
+        print(f"{each['name']}: {each['pipeline']}, {each['schedule']}; {when}; last {each['last'] or 'never'}")
+
+
+@deployments_app.command()
+def pause(name: Name) -> None:
+    """Do not run a deployment until it is resumed."""
+    from flows import deployments
+
+    deployments.pause(name)
+    print(f"{name}: paused")
+
+
+@deployments_app.command()
+def resume(name: Name) -> None:
+    """Run a deployment on its schedule again."""
+    from flows import deployments
+
+    deployments.resume(name)
+    print(f"{name}: resumed")
+
+
+@deployments_app.command()
+def delete(name: Name) -> None:
+    """Forget a deployment; what its runs made stays."""
+    from flows import deployments
+
+    deployments.delete(name)
+    print(f"{name}: deleted")
 
 
 @store_app.command()

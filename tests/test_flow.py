@@ -95,7 +95,7 @@ def test_a_long_run_tells_how_far_it_is_and_what_rests_on_what(workplace: Workpl
     runs = {run["name"]: run for run in task_runs(workplace.environment, "find-long")}
     assert runs["boxes-0"]["task_inputs"]["wait_for"] == [{"input_type": "task_run", "id": runs["photo-0"]["id"]}]
     artifacts = asked(workplace, "artifacts", {"flow_runs": {"id": {"any_": [runs["photo-0"]["flow_run_id"]]}}})
-    assert {found["key"] for found in artifacts} == {"photoloom-report", "photoloom-progress"}
+    assert {found["key"] for found in artifacts} == {"photoloom-report", "photoloom-progress", "photoloom-steps"}
     assert [found["data"] for found in artifacts if found["type"] == "progress"] == [100.0]
 
 
