@@ -217,7 +217,7 @@ class Pipeline:
             for name, param in shown.items()
         ]
         helps = "".join(f"\n    {name}: {param.help}" for name, param in shown.items() if param.help)
-        body.__doc__ = self.spec.description + (f"\n\nArgs:{helps}" if helps else "")
+        body.__doc__ = (self.spec.description or self.spec.name) + (f"\n\nArgs:{helps}" if helps else "")
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         body.__annotations__ = {p.name: p.annotation for p in parameters}
         return as_flow(self.spec.name, body)  # type: ignore[no-any-return]
