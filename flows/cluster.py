@@ -30,13 +30,12 @@ POLL, CLOSED = 1.0, ("closing", "closed")
 
 
 def noted() -> dict[str, Any] | None:
-    """What the `photoloom worker` of this user left about itself, while it lives: `scheduler`, `health`, `pid`."""
+    """What the `photoloom worker` of this user left about itself, while it answers: `scheduler`, `health`, `pid`."""
     try:
         found: dict[str, Any] = json.loads(note().read_text("utf-8"))
-        os.kill(found["pid"], 0)
     except (OSError, ValueError):
         return None
-    return found
+    return found if _listens(found["health"]) else None
 
 
 def note() -> Path:
@@ -83,8 +82,13 @@ def answers(address: str) -> bool:
             raise ValueError
     except ValueError:
         raise WorkerError(f"{address}: expected a scheduler such as tcp://10.0.0.5:8786 or tls://10.0.0.5:8786") from None
+    return _listens(address)
+
+
+def _listens(address: str) -> bool:
+    parts = urlsplit(address)
     try:
-        with socket.create_connection((parts.hostname, parts.port), timeout=2):
+        with socket.create_connection((str(parts.hostname), parts.port or 0), timeout=2):
             return True
     except OSError:
         return False
