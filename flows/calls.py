@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ from nodes.errors import Damaged, OutOfMemory, PhotoloomError, Unreachable, User
 from nodes.resident import lanes
 from nodes.running import listening
 
+PAUSES = (1.0, 5.0)
+"""Seconds before a call is tried again whose cause may pass."""
+
 Outcome = Manifest | Failure
 Part = Callable[[Bound, int, int], None]
 AHEAD = 16
@@ -42,6 +46,8 @@ class Caller:
             planner, store, clock, remake, part, batch,
         )
         self._sizes: dict[Any, tuple[BatchSize, BatchSize]] = {}
+        self._lasting: set[str] = set()
+        """The steps for which waiting did not help: no more time is spent on it in this run."""
 
     def prepare(self, step: Bound) -> None:
         """Load what a step needs, ahead of its first call."""
@@ -64,8 +70,9 @@ class Caller:
         key = type(step.node), _models(step.node)
         return self._sizes.setdefault(key, (BatchSize(self._batch), BatchSize(self._batch)))
 
-    def run(self, step: Bound, calls: Sequence[Call]) -> Iterator[tuple[Call, Outcome]]:
-        """Call the node. A batch that fails is halved until what fails alone is known; so is one that memory is short for."""
+    def run(self, step: Bound, calls: Sequence[Call], tried: int = 0) -> Iterator[tuple[Call, Outcome]]:
+        """Call the node. A batch that fails is halved until what fails alone is known; so is one that memory is short for.
+        What may pass, a fault of the network or memory that is short for one, is tried again a few times."""
         size, inner = self._size(step)
         started = time.perf_counter()
         try:
@@ -74,10 +81,16 @@ class Caller:
         except Exception as error:
             if isinstance(error, OutOfMemory):
                 size.short(len(calls))
+            if _may_pass(error, len(calls)) and step.name not in self._lasting:
+                if tried < len(PAUSES):
+                    time.sleep(PAUSES[tried])
+                    yield from self.run(step, calls, tried + 1)
+                    return
+                self._lasting.add(step.name)
             if len(calls) > 1:
                 middle = len(calls) // 2
-                yield from self.run(step, calls[:middle])
-                yield from self.run(step, calls[middle:])
+                yield from self.run(step, calls[:middle], tried)
+                yield from self.run(step, calls[middle:], tried)
                 return
             yield calls[0], self._failure(step, calls[0], error)
             return
@@ -207,6 +220,18 @@ def _models(node: Node) -> tuple[Model, ...]:
 def _together(step: Bound) -> bool:
     """Whether several elements can go to the node at once: it takes batches, and its texts differ only where it allows."""
     return step.node.batches() and set(step.texts) <= step.node.varying
+
+
+def _may_pass(error: BaseException | None, count: int) -> bool:
+    """Whether a call of `count` elements may do when tried again: memory was short for one, or a connection failed. What the
+    caller is to put right is another thing."""
+    if isinstance(error, OutOfMemory):
+        return count == 1
+    while error is not None and not isinstance(error, UserError):
+        if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _sizes(value: Artifact) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from gc import freeze, set_threshold
 from itertools import groupby
 from pathlib import Path
@@ -19,8 +20,10 @@ app = typer.Typer(
     help="Typed, cached pipelines for pictures.",
 )
 store_app = typer.Typer(no_args_is_help=True, help="The store of results: info, gc, verify.")
+deployments_app = typer.Typer(no_args_is_help=True, help="Pipelines on a schedule: list, pause, resume, delete.")
 server_app = typer.Typer(no_args_is_help=True, help="The local Prefect server: start, stop, status.")
 app.add_typer(store_app, name="store")
+app.add_typer(deployments_app, name="deployments")
 app.add_typer(server_app, name="server")
 
 File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A pipeline's YAML file.")]
@@ -38,6 +41,8 @@ Force = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this 
 On = Annotated[str | None, typer.Option(
     metavar="here|worker", help="Where steps with a model are made; else on a worker, if one is found.",
 )]
+Out = Annotated[Path, typer.Option(help="The folder for results.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A deployment's name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 STORE = "outputs/store"
@@ -105,29 +110,49 @@ def _pair(pipeline: Any, option: str, text: str, form: str) -> tuple[str, str]:
 @app.command()
 def run(
     pipeline: File, set_: Set = None, sweep: Sweep = None, models: Models = None, store: StoreAt = STORE,
-    out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("outputs"),
-    allow: Allow = None, own: Own = None, only: Only = None, force: Force = None,
+    out: Out = Path("outputs"), allow: Allow = None, own: Own = None, only: Only = None, force: Force = None,
     max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more elements than this have failed.")] = None,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Do not write into pictures how they were made.")] = False,
     window: Annotated[str, typer.Option(help="Elements that go through the steps together: auto, or a number.")] = "auto",
     batch: Annotated[str, typer.Option(help="Elements that go through a model at once: auto, or a number.")] = "auto",
+    watch: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run again whenever files come into it.")] = None,
     on: On = None, as_json: Json = False,
 ) -> None:
     """Run a pipeline: what the store has is taken from it, the rest is made."""
     from flows.progress import Lines, watcher
 
     found = _pipeline(pipeline, own)
-    with (Lines() if as_json else watcher()) as watched:
-        result = found.run(
-            _values(found, set_), sweep=_sweep(found, sweep), models=models, store=store, out=out, allow=allow or (),
-            only=only or (), force=force or (), max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say,
-            window=_size("--window", window), batch=_size("--batch", batch), on=on,
-        )
-    if as_json:
-        print(json.dumps(result.summary, ensure_ascii=False))
-    else:
-        _told(result.summary)
-    raise typer.Exit(1 if result.status != "done" else 0)
+    values, swept = _values(found, set_), _sweep(found, sweep)
+    sizes = {"window": _size("--window", window), "batch": _size("--batch", batch)}
+
+    def once() -> str:
+        with (Lines() if as_json else watcher()) as watched:
+            result = found.run(
+                values, sweep=swept, models=models, store=store, out=out, allow=allow or (), only=only or (), force=force or (),
+                max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say, on=on, **sizes,
+            )
+        if as_json:
+            print(json.dumps(result.summary, ensure_ascii=False), flush=True)
+        else:
+            _told(result.summary)
+        return str(result.status)
+
+    if watch is None:
+        raise typer.Exit(1 if once() != "done" else 0)
+    found.graph(values, models, allow or ())  # a pipeline that is wrong ends here
+    _watching(watch, (out, *([Path(store)] if "://" not in store else [])), once)
+
+
+def _watching(folder: Path, apart_from: Sequence[Path], run: Callable[[], object]) -> None:
+    """Run whenever files below a folder have come and are whole; what goes wrong in one run does not end the next."""
+    from flows.watch import batches
+
+    _say(f"watching {folder}; Ctrl-C ends it")
+    for _ in batches(folder, apart_from):
+        try:
+            run()
+        except UserError as error:
+            _say(str(error))
 
 
 def _told(summary: Any) -> None:
@@ -212,6 +237,78 @@ def schema(own: Own = None) -> None:
     from flows.pipeline import known_nodes
 
     print(json.dumps(json_schema(known_nodes()), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def deploy(
+    pipeline: File,
+    cron: Annotated[str | None, typer.Option(metavar="RULE", help="When to run: \"0 2 * * *\" is each night at two.")] = None,
+    interval: Annotated[int | None, typer.Option(metavar="SECONDS", min=1, help="Run again and again.")] = None,
+    rrule: Annotated[str | None, typer.Option(metavar="RULE", help="When to run, as a calendar's recurrence rule.")] = None,
+    timezone: Annotated[str | None, typer.Option(metavar="ZONE", help="Whose clock to go by: Europe/Paris; else UTC.")] = None,
+    set_: Set = None, models: Models = None, store: StoreAt = STORE, out: Out = Path("outputs"), own: Own = None,
+    name: Annotated[str | None, typer.Option(help="The deployment's name; else the pipeline's.")] = None,
+) -> None:
+    """Run a pipeline on a schedule, in this working directory: makes a deployment, or changes the one of that name."""
+    found = _pipeline(pipeline, own)
+    from flows import deployments
+
+    made = deployments.deploy(
+        found, cron=cron, interval=interval, rrule=rrule, timezone=timezone, params=_values(found, set_), models=models,
+        store=store, out=out, nodes=own or (), name=name,
+    )
+    print(f"{made}: deployed; runs while `photoloom serve` does")
+
+
+@app.command()
+def serve() -> None:
+    """Run what is deployed when it is due, until Ctrl-C or SIGTERM."""
+    from flows import deployments
+
+    deployments.main()
+
+
+@deployments_app.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """List the deployments: when each runs, next and last."""
+    from dataclasses import asdict
+
+    from flows import deployments
+
+    found = [asdict(each) for each in deployments.listed()]
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for each in found:
+        when = "paused" if each["paused"] else f"next {each['next'] or 'never'}"
+        print(f"{each['name']}: {each['pipeline']}, {each['schedule']}; {when}; last {each['last'] or 'never'}")
+
+
+@deployments_app.command()
+def pause(name: Name) -> None:
+    """Do not run a deployment until it is resumed."""
+    from flows import deployments
+
+    deployments.pause(name)
+    print(f"{name}: paused")
+
+
+@deployments_app.command()
+def resume(name: Name) -> None:
+    """Run a deployment on its schedule again."""
+    from flows import deployments
+
+    deployments.resume(name)
+    print(f"{name}: resumed")
+
+
+@deployments_app.command()
+def delete(name: Name) -> None:
+    """Forget a deployment; what its runs made stays."""
+    from flows import deployments
+
+    deployments.delete(name)
+    print(f"{name}: deleted")
 
 
 @store_app.command()

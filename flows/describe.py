@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from flows.spec import PARAM_TYPES
+from annotated_types import Interval
+
+from flows.spec import PARAM_TYPES, Param
 from nodes.base import Model, Node, Port
 from nodes.errors import UserError, nearest
 
@@ -107,3 +109,29 @@ def _step(cls: type[Node]) -> dict[str, Any]:
 
 def _port(port: Port) -> dict[str, Any]:
     return {"type": "string", "description": f"a step that gives {port}"}
+
+
+_JSON_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "list": "array"}
+_JSON_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def params_schema(params: Mapping[str, Param]) -> dict[str, Any]:
+    """The JSON Schema of a pipeline's params: a form for people, and what is refused before anything runs."""
+    properties = {name: {"position": place, **_param(name, param)} for place, (name, param) in enumerate(params.items())}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _param(name: str, param: Param) -> dict[str, Any]:
+    schema: dict[str, Any] = {"title": name, "default": param.default}
+    schema |= {"type": _JSON_TYPES[param.kind]} if param.kind in _JSON_TYPES else {}
+    schema |= {"description": param.help} if param.help else {}
+    schema |= {"enum": list(param.choices)} if param.choices else {}
+    return schema | {_JSON_BOUNDS[key]: bound for key, bound in param.bounds.items()}
+
+
+def annotation(param: Param) -> Any:
+    """The type of a param in a function's signature, with its choices or its bounds."""
+    if param.choices and all(isinstance(choice, str | int) for choice in param.choices):
+        return Literal[param.choices]
+    kind = {"str": str, "int": int, "float": float, "bool": bool, "list": list}.get(param.kind, Any)
+    return Annotated[kind, Interval(**param.bounds)] if param.bounds else kind

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import nodes  # noqa: F401
 from flows.check import bind
+from flows.describe import annotation
 from flows.execute import Execution
 from flows.graph import Graph
 from flows.grids import write_grids
@@ -28,7 +29,7 @@ from nodes.base import Model, Node, Output, Step, registered
 from nodes.errors import PipelineError, Problem, UserError
 
 if TYPE_CHECKING:
-    from prefect import Flow
+    from prefect import Flow, State
 
 DEFAULT_OUT = Path("outputs")
 DEFAULT_STORE = Path("outputs/store")
@@ -177,7 +178,7 @@ class Pipeline:
 
         with connected(say):
 
-            def body(pipeline: str, params: dict[str, Any]) -> dict[str, Any]:
+            def body(pipeline: str, params: dict[str, Any]) -> State[dict[str, Any]]:
                 execution.clock.add("Prefect (start)", time.perf_counter() - began)
                 return _in_flow(execution, swept, Path(out), metadata)
 
@@ -200,29 +201,34 @@ class Pipeline:
         execution.prepare()
         return execution, swept
 
+    def run_in_flow(
+        self, params: Mapping[str, Value], *, models: Models | None, store: str, out: str
+    ) -> State[dict[str, Any]]:
+        """Run inside the current flow, and give the state to end it in, which holds the summary."""
+        return _in_flow(*self._execution(params, models=models, store=store), Path(out), metadata=True)
+
     def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
         """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve
         on a schedule. `options` are those of `run` but `say`; the flow gives the run's summary."""
         from flows.tasks import as_flow
 
-        kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
-
-        def body(**params: Any) -> dict[str, Any]:
+        def body(**params: Any) -> State[dict[str, Any]]:
             return _in_flow(*self._execution(params, **options), Path(out), metadata)
 
+        shown = {name: param for name, param in self.spec.params.items() if name not in (options.get("sweep") or ())}
         parameters = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=param.default, annotation=kinds.get(param.kind, Any)
-            )
-            for name, param in self.spec.params.items() if name not in (options.get("sweep") or ())
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=param.default, annotation=annotation(param))
+            for name, param in shown.items()
         ]
+        helps = "".join(f"\n    {name}: {param.help}" for name, param in shown.items() if param.help)
+        body.__doc__ = (self.spec.description or self.spec.name) + (f"\n\nArgs:{helps}" if helps else "")
         body.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         body.__annotations__ = {p.name: p.annotation for p in parameters}
         return as_flow(self.spec.name, body)  # type: ignore[no-any-return]
 
 
-def _in_flow(execution: Execution, swept: Sweep, out: Path, metadata: bool) -> dict[str, Any]:
-    """Run a graph inside the current flow, leave its files and its report, and give the summary."""
+def _in_flow(execution: Execution, swept: Sweep, out: Path, metadata: bool) -> State[dict[str, Any]]:
+    """Run a graph inside the current flow, leave its files and its report, and give the state that holds the summary."""
     from flows.tasks import run_in_flow
 
     started = time.monotonic()
@@ -234,7 +240,7 @@ def _in_flow(execution: Execution, swept: Sweep, out: Path, metadata: bool) -> d
         grids = write_grids(swept, graph, run, execution.values, result.failures)
         return leave(execution, run, writer.written, started, grids)
 
-    return run_in_flow(execution, report, lambda found: markdown(graph, found))
+    return run_in_flow(execution, run.name, report, lambda found: markdown(graph, found))
 
 
 def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:

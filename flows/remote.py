@@ -78,10 +78,10 @@ class RemoteCaller(Caller):
         if not sent(step):
             super().expect(step, calls)
 
-    def run(self, step: Bound, calls: Sequence[Call]) -> Iterator[tuple[Call, Outcome]]:
+    def run(self, step: Bound, calls: Sequence[Call], tried: int = 0) -> Iterator[tuple[Call, Outcome]]:
         """Have the calls made. A worker that dies has its window made by another; an element that kills them fails alone."""
         if not sent(step):
-            yield from super().run(step, calls)
+            yield from super().run(step, calls, tried)
             return
         left, again, running = deque(calls), deque[_Window](), dict["Future[str]", _Window]()
         done: queue.Queue[Future[str]] = queue.Queue()

@@ -18,6 +18,10 @@ HOST, WAIT = "127.0.0.1", 60
 PORT = int(os.environ.get("PHOTOLOOM_SERVER_PORT", "4200"))
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
+LASTING = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
+"""Which run holds its deployment's only place is kept on disk: kept in memory, a restart of the server would end that run
+within minutes, and let no other have the place."""
+
 
 def local_url() -> str:
     """The API of the local server."""
@@ -47,7 +51,7 @@ def start() -> subprocess.Popen[str] | None:
     _forget_dead_server()
     command = [sys.executable, "-m", "prefect", "server", "start", "--background", "--host", HOST, "--port", str(PORT)]
     return subprocess.Popen(
-        command, env={**os.environ, **QUIET}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command, env={**LASTING, **os.environ, **QUIET}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True, text=True,
     )
 
@@ -87,20 +91,30 @@ def stop() -> None:
     subprocess.run(command, env={**os.environ, **QUIET}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
-@contextmanager
-def connected(say: object = None) -> Iterator[str]:
-    """Prefect's settings with a server that answers: the configured one, else the local one, started if need be.
+def address(say: object = None) -> str:
+    """The API of a server that answers: the configured one, else the local one, started if need be.
 
     Raises:
         ServerError: none answers.
     """
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
     url = configured_url() or local_url()
     starting = start() if url == local_url() else None
     if starting and callable(say):
         say(f"starting a Prefect server at {url}; it stays running (photoloom server stop ends it)")
     wait(url, starting)
+    return url
+
+
+@contextmanager
+def connected(say: object = None) -> Iterator[str]:
+    """Prefect's settings with a server that answers.
+
+    Raises:
+        ServerError: none does.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    url = address(say)
     # A synchronous flow would wait up to a second at its end for the thread that sends heartbeats.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield url

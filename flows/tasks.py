@@ -3,31 +3,83 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
 from flows.execute import Execution
 from flows.graph import Bound
+from flows.own import import_nodes
 from flows.results import Result, WindowDone
+from flows.spec import read
+from nodes.errors import UserError
 
 PROGRESS_EVERY = 5.0
 """Seconds between two updates of a run's progress artifact; a shorter run has none."""
+STATES = ("ran", "cached", "failed", "skipped")
 
 logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it would warn at exit that it still sends what it has
+
+
+@flow(name="photoloom", persist_result=False)
+def run_pipeline(
+    pipeline: str,
+    params: dict[str, Any] | None = None,
+    models: str | None = None,
+    store: str = "outputs/store",
+    out: str = "outputs",
+    nodes: list[str] | None = None,
+) -> State[dict[str, Any]]:
+    """Run a pipeline's file: what deployments schedule, and a part for flows of one's own. Gives the run's summary.
+
+    A scheduled run that another one has covered ends at once, in state `Skipped`.
+
+    Args:
+        pipeline: The pipeline's YAML file.
+        params: The pipeline's params.
+        models: Use this model set.
+        store: The store of results.
+        out: The folder for results.
+        nodes: Python files with node classes of your own.
+    """
+    from flows.pipeline import Pipeline
+
+    if other := _covered_by():
+        return Completed(name="Skipped", message=f"Skipped: {other} began after this run was due, and took all that was there")
+    try:
+        for file in nodes or ():
+            import_nodes(Path(file))
+        return Pipeline.from_spec(read(Path(pipeline))).run_in_flow(params or {}, models=models, store=store, out=out)
+    except UserError as error:
+        return Failed(message=str(error), data=error)
+
+
+def as_flow(name: str, body: Callable[..., State[dict[str, Any]]]) -> Any:
+    """A Prefect flow of that name around a function of its params."""
+    return flow(name=name, persist_result=False, validate_parameters=True)(body)
 
 
 @task(task_run_name="{step}-{number}", cache_policy=NO_CACHE, persist_result=False)
@@ -37,11 +89,13 @@ def window(step: str, number: int, work: Callable[[], State[Any]]) -> State[Any]
 
 
 def run_in_flow(
-    execution: Execution, report: Callable[[Result], dict[str, Any]], markdown: Callable[[dict[str, Any]], str]
-) -> dict[str, Any]:
-    """Run a graph inside the current flow; gives what `report` made of the result."""
+    execution: Execution, run: str, report: Callable[[Result], dict[str, Any]], markdown: Callable[[dict[str, Any]], str]
+) -> State[dict[str, Any]]:
+    """Run a graph inside the current flow, which takes the name of the run. Gives the state to end it in, which holds what
+    `report` made of the result."""
     ended: dict[str, State[Any]] = {}
     progress = _Progress(execution)
+    _name(run, execution.graph.name)
 
     def around(step: Bound, number: int, work: Callable[[], WindowDone]) -> None:
         raised: list[BaseException] = []
@@ -63,8 +117,8 @@ def run_in_flow(
             progress.window_done()
 
     found = report(execution.run(around))
-    create_markdown_artifact(markdown(found), key="photoloom-report")
-    return found
+    _show(found, markdown(found))
+    return _ended(found)
 
 
 def _state(done: WindowDone) -> State[Any]:
@@ -73,6 +127,61 @@ def _state(done: WindowDone) -> State[Any]:
         return Failed(message=counts)
     name = "Some failed" if done.failed else "Cached" if done.cached and not done.ran else "Completed"
     return Completed(name=name, message=counts)
+
+
+# --- what the run's page shows ---
+
+
+def _here() -> tuple[FlowRun, SyncPrefectClient]:
+    """The current flow run, and its connection to the server."""
+    context = FlowRunContext.get()
+    assert context and context.flow_run
+    return context.flow_run, cast(SyncPrefectClient, context.client)
+
+
+def _name(run: str, pipeline: str) -> None:
+    """The flow run is named as the folder of its results, and tagged with the pipeline."""
+    current, client = _here()
+    client.update_flow_run(current.id, name=run, tags=sorted({*current.tags, pipeline}))
+
+
+def _show(found: dict[str, Any], markdown: str) -> None:
+    rows = [
+        {"step": name, **{each: step[each] for each in (*STATES, "seconds")}, "why": "; ".join(step["reasons"])}
+        for name, step in found["steps"].items()
+    ]
+    create_table_artifact(rows, key="photoloom-steps")
+    report = Path(found["report"]).resolve()
+    create_markdown_artifact(f"{markdown}\nThis report: [{found['report']}]({report.as_uri()})\n", key="photoloom-report")
+
+
+def _ended(found: dict[str, Any]) -> State[dict[str, Any]]:
+    counts = {state: sum(step[state] for step in found["steps"].values()) for state in STATES}
+    done = "Cached" if counts["cached"] and not counts["ran"] else "Completed"
+    name = {"done": done, "failed": "Some failed", "stopped": "Stopped"}[found["status"]]
+    message = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return Completed(name=name, message=f"{message}; report: {found['report']}", data=found)
+
+
+def _covered_by() -> str:
+    """The run that began when this scheduled one was due already, and so took all that this one would: what came due while
+    nobody served runs once."""
+    current, client = _here()
+    if not (current.auto_scheduled and current.deployment_id and current.expected_start_time):
+        return ""
+    others = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[current.deployment_id]),
+            start_time=FlowRunFilterStartTime(after_=current.expected_start_time),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.COMPLETED])),
+        ),
+        sort=FlowRunSort.START_TIME_DESC,
+    )
+    covering = (
+        run.name for run in others
+        if run.id != current.id and run.state_name != "Skipped" and run.parameters == current.parameters
+    )
+    return next(covering, "")
 
 
 class _Progress:
@@ -102,8 +211,3 @@ class _Progress:
         else:
             self._artifact = cast(UUID, create_progress_artifact(share, key="photoloom-progress"))
         self._due = time.monotonic() + PROGRESS_EVERY
-
-
-def as_flow(name: str, body: Callable[..., dict[str, Any]]) -> Any:
-    """A Prefect flow of that name around a function of its params."""
-    return flow(name=name, persist_result=False, validate_parameters=True)(body)

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from flows import Pipeline
 from tests.conftest import ROOT, Workplace, command, free_port, task_runs
 
 OUTER = """
@@ -95,7 +96,7 @@ def test_a_long_run_tells_how_far_it_is_and_what_rests_on_what(workplace: Workpl
     runs = {run["name"]: run for run in task_runs(workplace.environment, "find-long")}
     assert runs["boxes-0"]["task_inputs"]["wait_for"] == [{"input_type": "task_run", "id": runs["photo-0"]["id"]}]
     artifacts = asked(workplace, "artifacts", {"flow_runs": {"id": {"any_": [runs["photo-0"]["flow_run_id"]]}}})
-    assert {found["key"] for found in artifacts} == {"photoloom-report", "photoloom-progress"}
+    assert {found["key"] for found in artifacts} == {"photoloom-report", "photoloom-progress", "photoloom-steps"}
     assert [found["data"] for found in artifacts if found["type"] == "progress"] == [100.0]
 
 
@@ -117,3 +118,14 @@ def test_a_server_that_died_does_not_keep_another_from_starting(workplace: Workp
     finally:
         assert command(environment, workplace.folder, "server", "stop").stdout == "stopped\n"
     assert command(environment, workplace.folder, "server", "status").returncode == 1
+
+
+def test_a_flows_form_shows_help_bounds_and_choices() -> None:
+    more = 'le: 1, help: "How sure, at least."}\n  kind: {default: cat, choices: [cat, dog]}'
+    text = FIND.replace("le: 1}", more)
+    form = Pipeline.from_yaml(text).flow().parameters.model_dump_for_openapi()["properties"]
+    assert {key: form["threshold"][key] for key in ("type", "default", "minimum", "maximum", "description")} == {
+        "type": "number", "default": 0.7, "minimum": 0, "maximum": 1, "description": "How sure, at least.",
+    }
+    assert (form["kind"]["enum"], form["kind"]["default"]) == (["cat", "dog"], "cat")
+    assert form["photos"]["type"] == "string"

@@ -120,7 +120,7 @@ def test_an_own_node_is_short() -> None:
 def test_a_pipeline_is_served_on_a_schedule(reader: Workplace) -> None:
     serving = python(reader, SCHEDULE)
     try:
-        (deployment,) = deployments(reader, serving)
+        deployment = deployed(reader, serving, "nightly")
     finally:
         serving.send_signal(signal.SIGINT)
         serving.communicate(timeout=60)
@@ -130,16 +130,17 @@ def test_a_pipeline_is_served_on_a_schedule(reader: Workplace) -> None:
     assert set(deployment["parameter_openapi_schema"]["properties"]) == {"photos", "target", "prompt"}
 
 
-def deployments(reader: Workplace, serving: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """The server's deployments, as soon as there are any."""
+def deployed(reader: Workplace, serving: subprocess.Popen[str], name: str) -> dict[str, Any]:
+    """The server's deployment of a name, as soon as there is one."""
     url = f"http://127.0.0.1:{reader.environment['PHOTOLOOM_SERVER_PORT']}/api/deployments/filter"
-    request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json"})
+    body = json.dumps({"deployments": {"name": {"any_": [name]}}}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
     ends = time.monotonic() + 60
     while time.monotonic() < ends and serving.poll() is None:
         with urllib.request.urlopen(request, timeout=10) as reply:
             found: list[dict[str, Any]] = json.load(reply)
         if found:
-            return found
+            return found[0]
         time.sleep(0.2)
     raise AssertionError(serving.communicate(timeout=10)[1] if serving.poll() is not None else "no deployment appeared")
 

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from nodes import Boxes, File, Image, Masks, Model, Node, Score, Sink, Source, Text
-from nodes.errors import OutOfMemory
+from nodes.errors import OutOfMemory, UserError
 
 calls: list[str] = []
 """The name of each toy call, in order."""
@@ -284,3 +284,20 @@ class Ponder(Node):
         if first == 66:
             os._exit(66)
         return Image(255 - image.pixels).with_info(words=self.words)
+
+
+class Flaky(Node):
+    """Passes pictures on, after it has failed `times` times: of the network, or of what the user did."""
+
+    version: ClassVar[str] = "1"
+    times: int
+    network: bool = True
+
+    def run(self, image: Image) -> Image:
+        calls.append("Flaky")
+        if calls.count("Flaky") <= self.times:
+            try:
+                raise ConnectionResetError("the other side hung up")
+            except ConnectionResetError as error:
+                raise (RuntimeError if self.network else UserError)("no answer") from error
+        return image

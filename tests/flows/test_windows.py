@@ -158,7 +158,10 @@ def test_out_of_memory_halves_the_batch_and_goes_on(many: Path, run: Run) -> Non
     assert toys.calls.count("Hungry×2") == 10
 
 
-def test_out_of_memory_of_one_element_fails_it_and_names_the_sizes(many: Path, run: Run) -> None:
+def test_out_of_memory_of_one_element_fails_it_and_names_the_sizes(
+    many: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.calls.PAUSES", ())
     ran = run(
         f'name: x\nsteps:\n  photo: {{node: Grey, path: "{many}/n01.txt"}}\n  hungry: {{node: Hungry, image: photo, most: 0}}\n'
     )
