@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -92,10 +92,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def machine(home: Path) -> Environment:
+def machine(home: Path, server: Mapping[str, str]) -> Environment:
     """The environment of a machine whose workers say in a file what they begin."""
-    return {**os.environ, "PREFECT_HOME": str(home), "PONDERED": str(home / "pondered"), "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1", "PHOTOLOOM_WORKER_PATIENCE": "30"}
+    api = f"http://127.0.0.1:{server['PHOTOLOOM_SERVER_PORT']}/api"
+    return {**server, "PREFECT_HOME": str(home), "PREFECT_API_URL": api, "PONDERED": str(home / "pondered")}
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +325,7 @@ def test_models_load_once_in_the_worker_and_never_in_the_flow(
     worker = first.worker
     assert worker["models"] == {str(ROOT / "models" / "toybox" / "detr"): 1}
     assert worker["running"] is None and worker["windows"] >= 3
+    assert first.health()["deployments"]["alive"], "what is deployed is served too"
 
 
 def test_a_second_worker_without_a_scheduler_is_told_of_the_first(first: Roof, machine: Environment, home: Path) -> None:
