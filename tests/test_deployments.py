@@ -51,6 +51,16 @@ steps:
   part:  {node: Part, image: photo, by: "${by}", pause: "${pause}"}
 outputs: [part]
 """
+IN_A_THREAD = """
+import signal, threading
+from flows.deployments import serve_forever
+
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+serving = threading.Thread(target=serve_forever, args=(stop,))
+serving.start()
+serving.join()
+"""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -131,7 +141,7 @@ def serving(workplace: Workplace, *words: str) -> Iterator[subprocess.Popen[byte
     elsewhere.mkdir(exist_ok=True)
     with (elsewhere / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *(words or ("flows", "serve"))], cwd=elsewhere, stdin=subprocess.DEVNULL, stdout=log,
+            [sys.executable, *(words or ("-m", "flows", "serve"))], cwd=elsewhere, stdin=subprocess.DEVNULL, stdout=log,
             stderr=log, env={**workplace.environment, "PYTHONPATH": str(ROOT)},
         )
         try:
@@ -253,7 +263,7 @@ def test_what_was_missed_three_times_runs_once(workplace: Workplace) -> None:
     missed = Deployment(workplace, "missed", "--interval", "600")
     missed.was_due(31, 1)
     assert len(missed.runs()) >= 3
-    with serving(workplace, "flows.deployments"):
+    with serving(workplace, "-c", IN_A_THREAD):
         runs = until(lambda: (all(run["state_type"] in ENDED for run in missed.runs()) and missed.runs()) or None)
         names = sorted(run["state_name"] for run in runs)
         assert names.count("Completed") == 1
@@ -271,7 +281,7 @@ def test_what_was_missed_three_times_runs_once(workplace: Workplace) -> None:
 
 def test_a_run_that_died_with_its_runner_frees_its_place(workplace: Workplace) -> None:
     dying = Deployment(workplace, "dying", "--interval", "3600")
-    with serving(workplace) as server:
+    with serving(workplace, "-m", "flows.deployments") as server:
         dead = dying.start(pause=300.0)
         process = dying.running(dead)
         server.kill()

@@ -16,6 +16,7 @@ from tests.conftest import ROOT, Workplace, command, free_port, task_runs
 OUTER = """
 from prefect import flow, task
 from flows import Pipeline
+from flows.tasks import run_pipeline
 
 replace = Pipeline.from_yaml("find.yaml").flow(store="kept", out="made")
 
@@ -34,6 +35,12 @@ try:
     replace(threshold="high")
 except Exception as error:
     print(type(error).__name__)
+
+print(run_pipeline("find.yaml", {"photos": "photos/dog*"}, store="kept", out="other")["steps"]["photo"]["cached"])
+try:
+    run_pipeline("find.yaml", {"photo": "photos/dog*"})
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
 """
 
 FIND = """
@@ -64,7 +71,9 @@ def test_pipelines_compose_with_flows_and_tasks_of_ones_own(workplace: Workplace
         env={**workplace.environment, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": api},
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines() == ["[2, 1, 0]", "ParameterTypeError"]
+    assert ran.stdout.splitlines() == [
+        "[2, 1, 0]", "ParameterTypeError", "1", 'PipelineError: unknown param "photo"; did you mean "photos"?',
+    ]
     assert len(list((workplace.folder / "made" / "find").glob("*/report.md"))) == 2
 
     flows = {flow["id"]: flow["name"] for flow in asked(workplace, "flows", {})}
