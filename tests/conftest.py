@@ -81,15 +81,17 @@ def workplace(tmp_path: Path, server: Mapping[str, str]) -> Workplace:
 
 
 def task_runs(environment: Mapping[str, str], flow: str) -> list[dict[str, Any]]:
-    """The task runs of the last run of a flow, as the server has them; they arrive a moment after the run."""
+    """The task runs of the last run of a flow, as the server has them; they arrive after the run, not all at once."""
     url = f"http://127.0.0.1:{environment['PHOTOLOOM_SERVER_PORT']}/api/task_runs/filter"
     body = json.dumps({"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_DESC"}).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    ends = time.monotonic() + 20
+    ends, before = time.monotonic() + 20, [0, 0, 0]
     while True:
         with urllib.request.urlopen(request, timeout=10) as reply:
             found: list[dict[str, Any]] = json.load(reply)
         last = [run for run in found if found and run["flow_run_id"] == found[0]["flow_run_id"]]
-        if (last and all(run["state_type"] in ("COMPLETED", "FAILED") for run in last)) or time.monotonic() > ends:
+        over = sum(run["state_type"] in ("COMPLETED", "FAILED") for run in last)
+        if (last and over == len(last) and before == [over] * 3) or time.monotonic() > ends:
             return last
-        time.sleep(0.2)
+        before = [*before[1:], over]
+        time.sleep(0.4)
