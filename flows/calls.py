@@ -6,8 +6,10 @@ import contextlib
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,8 +24,10 @@ from nodes.artifacts import Artifact, Score
 from nodes.base import Model, Node, Source
 from nodes.batches import BatchSize, grouping
 from nodes.errors import Damaged, OutOfMemory, PhotoloomError, Unreachable, UserError
-from nodes.resident import lanes
+from nodes.resident import in_a_lane, lanes
 from nodes.running import listening
+
+T = TypeVar("T")
 
 PAUSES = (1.0, 5.0)
 """Seconds before a call is tried again whose cause may pass."""
@@ -64,6 +68,27 @@ class Caller:
             return 1
         size, at_once = self._size(step)[0].size, self.lanes(step)
         return max(1, min(-(-size // at_once) if self._batch else size, -(-left // at_once)))
+
+    def in_lanes(self, step: Bound, calls: Sequence[Call], make: Callable[[Sequence[Call]], Iterable[T]]) -> Iterator[T]:
+        """What `make` gives for batches of the calls, as it comes: as many batches at once as the step's model allows, and
+        none left running in the end."""
+        todo, at_once, running = calls, self.lanes(step), set[Future[Iterable[T]]]()
+        try:
+            while todo or running:
+                while todo and len(running) < at_once:
+                    size = self.size(step, len(todo))
+                    some, todo = todo[:size], todo[size:]
+                    if at_once == 1:
+                        yield from make(some)
+                    else:
+                        running.add(in_a_lane(partial(make, some)))
+                if running:
+                    with self._clock(step.name):
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for each in done:
+                        yield from each.result()
+        finally:
+            wait(running)
 
     def _size(self, step: Bound) -> tuple[BatchSize, BatchSize]:
         """The sizes of batches of elements, and of what the node makes of one; shared by steps of one kind and model."""

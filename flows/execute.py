@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from flows.windows import Round, WindowSize, rounds
 from nodes.artifacts import Artifact
 from nodes.base import Sink, Source
 from nodes.errors import Damaged, PhotoloomError, Unreachable
-from nodes.resident import cores, in_a_lane, loads
+from nodes.resident import cores, loads
 
 PEEK = 8
 """Elements that are looked up before a run, to know which models it will need."""
@@ -255,7 +255,7 @@ class Execution:
         while waiting:
             todo = [calls[0] for calls in waiting.values()]
             self._caller.expect(step, todo)
-            for call, outcome in self._in_lanes(step, todo):
+            for call, outcome in self._caller.in_lanes(step, todo, partial(self._made, step)):
                 if self._settled(call, outcome):
                     for same in waiting.pop(call.key)[1:]:
                         if isinstance(outcome, Failure):
@@ -267,23 +267,6 @@ class Execution:
             if waiting:
                 with self.clock("waiting for another process"):
                     time.sleep(POLL)
-
-    def _in_lanes(self, step: Bound, todo: Sequence[Call]) -> Iterator[Job]:
-        """Calls in batches, as they come; as many batches at once as the node's model allows."""
-        lanes, running = self._caller.lanes(step), set[Future[list[Job]]]()
-        while todo or running:
-            while todo and len(running) < lanes:
-                size = self._caller.size(step, len(todo))
-                some, todo = todo[:size], todo[size:]
-                if lanes == 1:
-                    yield from self._made(step, some)
-                else:
-                    running.add(in_a_lane(partial(self._made, step, some)))
-            if running:
-                with self.clock(step.name):
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                for each in done:
-                    yield from each.result()
 
     def _found(self, call: Call) -> Manifest | None:
         """What the key gave, if another process or thread has made it since it was looked up."""

@@ -13,9 +13,8 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 from flows import wire
@@ -29,7 +28,7 @@ from flows.spec import Spec
 from flows.store import Ref, Store, open_store
 from nodes.base import Model
 from nodes.errors import Damaged, PhotoloomError, WorkerError
-from nodes.resident import in_a_lane, loads, release
+from nodes.resident import loads, release
 
 STATE = "PHOTOLOOM_WORKER_STATE"
 """The environment variable that names the file in which a worker says how it is."""
@@ -117,25 +116,20 @@ def _store(store: str) -> Store:
 
 
 def _made(bench: _Bench, calls: Sequence[Call]) -> Iterator[tuple[Digest, Outcome]]:
-    """What came of each call, by its key: in batches, as many of them at once as the node's model allows."""
-    todo, lanes, running = calls, bench.caller.lanes(bench.step), set[Future[list[tuple[Digest, Outcome]]]]()
+    """What came of each call, by its key. Before each batch the window is given back to the scheduler where this worker is to
+    stop: another finishes it."""
+    from distributed import Reschedule, get_worker
+    from distributed.core import Status
+
+    worker = get_worker()
+
+    def make(some: Sequence[Call]) -> list[tuple[Digest, Outcome]]:
+        if worker.status is not Status.running:
+            raise Reschedule()
+        return _batch(bench, some)
+
     bench.caller.expect(bench.step, calls)
-    try:
-        while todo or running:
-            while todo and len(running) < lanes:
-                _leave_if_asked()
-                size = bench.caller.size(bench.step, len(todo))
-                some, todo = todo[:size], todo[size:]
-                if lanes == 1:
-                    yield from _batch(bench, some)
-                else:
-                    running.add(in_a_lane(partial(_batch, bench, some)))
-            if running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for each in done:
-                    yield from each.result()
-    finally:
-        wait(running)
+    return bench.caller.in_lanes(bench.step, calls, make)
 
 
 def _batch(bench: _Bench, calls: Sequence[Call]) -> list[tuple[Digest, Outcome]]:
@@ -144,15 +138,6 @@ def _batch(bench: _Bench, calls: Sequence[Call]) -> list[tuple[Digest, Outcome]]
     missing = [call for call in calls if not found.get(call.key)]
     made = [(call.key, outcome) for call, outcome in bench.caller.run(bench.step, missing)] if missing else []
     return made + [(key, outcome) for key, outcome in found.items() if outcome]
-
-
-def _leave_if_asked() -> None:
-    """Give the window back to the scheduler where this worker is to stop: another finishes it."""
-    from distributed import Reschedule, get_worker
-    from distributed.core import Status
-
-    if get_worker().status is not Status.running:
-        raise Reschedule()
 
 
 def _answer(bench: _Bench, call: Call, outcome: Outcome) -> wire.Sent:
