@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from nodes.artifacts import Image
 from nodes.base import Model, Node
 from nodes.resident import Place, held
 from nodes.running import progress
@@ -308,21 +307,3 @@ def _name(folder: Path) -> str:
     """What people call the model: the hub's id for a snapshot of it, else the folder's name."""
     repo = folder.parent.parent.name
     return repo.removeprefix("models--").replace("--", "/") if folder.parent.name == "snapshots" else folder.name
-
-
-def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3), by Lanczos; the same array where the size is right already."""
-    from PIL import Image as pil
-
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(pil.fromarray(pixels).resize((width, height), pil.Resampling.LANCZOS))
-
-
-def like(image: Image, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The colours of `rgb` (H, W, 3) in the channels of `image`: grey for grey, and its own alpha kept."""
-    from PIL import Image as pil
-
-    if image.pixels.shape[2] == 1:
-        return np.asarray(pil.fromarray(rgb).convert("L"))[..., None]
-    return np.concatenate([rgb, image.pixels[..., 3:]], axis=2)

@@ -12,8 +12,9 @@ from pydantic import Field, model_validator
 
 from nodes.artifacts import Image, Masks
 from nodes.base import Model
-from nodes.diffusion import Asked, Diffusion, Parts, by_size, like, load_parts, resized
+from nodes.diffusion import Asked, Diffusion, Parts, by_size, load_parts
 from nodes.errors import InputError
+from nodes.pictures import like, resized
 from nodes.refine import enough_steps
 from nodes.resident import held
 

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from nodes.artifacts import Boxes, Image
 from nodes.base import Node
-from nodes.diffusion import like, resized
 from nodes.errors import InputError
+from nodes.pictures import like, resized
 
 
 class Paste(Node):

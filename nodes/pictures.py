@@ -1,14 +1,19 @@
-"""Reads pictures from files: what Load and LoadMask share. Knows files and pixels only."""
+"""Pictures as files and pixels: read, brought to a size, and to the channels of another. Knows no models."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nodes.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
+
+    from nodes.artifacts import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".ppm", ".pgm")
 MAX_PIXELS = 2 * 89_478_485
@@ -86,3 +91,21 @@ def _srgb(picture: PilImage) -> PilImage:
         return found
     except (ImageCms.PyCMSError, OSError, ValueError):
         return picture
+
+
+def resized(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """uint8 (height, width, 3), by Lanczos; the same array where the size is right already."""
+    from PIL import Image as pil
+
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(pil.fromarray(pixels).resize((width, height), pil.Resampling.LANCZOS))
+
+
+def like(image: Image, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The colours of `rgb` (H, W, 3) in the channels of `image`: grey for grey, and its own alpha kept."""
+    from PIL import Image as pil
+
+    if image.pixels.shape[2] == 1:
+        return np.asarray(pil.fromarray(rgb).convert("L"))[..., None]
+    return np.concatenate([rgb, image.pixels[..., 3:]], axis=2)

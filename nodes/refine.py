@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from nodes.artifacts import Image, Latents
 from nodes.base import Model
-from nodes.diffusion import Asked, Diffusion, Made, Parts, by_size, like, load_parts, resized
+from nodes.diffusion import Asked, Diffusion, Made, Parts, by_size, load_parts
 from nodes.errors import InputError
+from nodes.pictures import like, resized
 from nodes.resident import held
 
 
