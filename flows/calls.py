@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
+from time import perf_counter, sleep
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -99,7 +99,7 @@ class Caller:
         """Call the node. A batch that fails is halved until what fails alone is known; so is one that memory is short for.
         What may pass, a fault of the network or memory that is short for one, is tried again a few times."""
         size, inner = self._size(step)
-        started = time.perf_counter()
+        started = perf_counter()
         try:
             with grouping(inner):
                 values = self._call(step, calls)
@@ -108,7 +108,7 @@ class Caller:
                 size.short(len(calls))
             if _may_pass(error, len(calls)) and step.name not in self._lasting:
                 if tried < len(PAUSES):
-                    time.sleep(PAUSES[tried])
+                    sleep(PAUSES[tried])
                     yield from self.run(step, calls, tried + 1)
                     return
                 self._lasting.add(step.name)
@@ -119,7 +119,7 @@ class Caller:
                 return
             yield calls[0], self._failure(step, calls[0], error)
             return
-        seconds = time.perf_counter() - started
+        seconds = perf_counter() - started
         size.took(len(calls), seconds)
         with self._clock("store"):
             kept = self._store.objects.together(

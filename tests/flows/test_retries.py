@@ -21,7 +21,7 @@ steps:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which takes time."""
     found: list[float] = []
-    monkeypatch.setattr("flows.calls.time.sleep", found.append)
+    monkeypatch.setattr("flows.calls.sleep", found.append)
     return found
 
 
