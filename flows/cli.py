@@ -132,7 +132,8 @@ def run(
                 max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say, on=on, **sizes,
             )
         if as_json:
-            print(json.dumps(result.summary, ensure_ascii=False), flush=True)
+            json.dump(result.summary, sys.stdout, ensure_ascii=False)
+            print(flush=True)
         else:
             _told(result.summary)
         return str(result.status)

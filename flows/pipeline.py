@@ -238,7 +238,7 @@ def _in_flow(execution: Execution, swept: Sweep, out: Path, metadata: bool) -> S
 
     def report(result: Result) -> dict[str, Any]:
         grids = write_grids(swept, graph, run, execution.values, result.failures)
-        return leave(execution, run, writer.written, started, grids)
+        return leave(execution, run, writer.written(), started, grids)
 
     return run_in_flow(execution, run.name, report, lambda found: markdown(graph, found))
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,15 @@ class Writer:
     folder: Path
     metadata: bool = True
     execution: Execution | None = None
-    written: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._wires: dict[str, list[Wire]] = {}
+        self._written: dict[Wire, list[tuple[str, str] | None]] = {}
+        """The id and suffix of each file, which take less room than its path."""
         sinks = [Wire(step.name, o) for step in self.graph if isinstance(step.node, Sink) for o in step.node.outputs]
         for wire in dict.fromkeys((*self.graph.outputs, *sinks)):
             self._wires.setdefault(wire.step, []).append(wire)
-            self.written[str(wire)] = []
+            self._written[wire] = []
 
     def __call__(self, call: Call, outputs: Mapping[str, Ref | tuple[Ref, ...]]) -> None:
         """Write what one call of a step gave, if it is asked for."""
@@ -72,35 +73,47 @@ class Writer:
 
     def _work(self, wire: Wire, id_: str, ref: Ref) -> Callable[[], None]:
         """What writes one value. Its place among the written is taken now, so that their order is that of the elements."""
-        written = self.written[str(wire)]
+        written = self._written[wire]
         place = len(written)
-        written.append({})
+        written.append(None)
 
         def work() -> None:
             assert self.execution is not None
             try:
-                written[place] = {"id": id_, "path": str(self._write(wire, id_, ref))}
+                written[place] = id_, self._write(wire, id_, ref)
             except Unreachable as error:
                 self.execution.result.failures.append(Failure(wire.step, id_, str(error)))
 
         return work
 
-    def _write(self, wire: Wire, id_: str, ref: Ref) -> Path:
-        assert self.execution is not None
+    def written(self) -> dict[str, list[dict[str, str]]]:
+        """The `id` and `path` of each file, by output, in the order of its elements."""
+        return {
+            str(wire): [{"id": each[0], "path": str(self._path(wire, *each))} for each in found if each]
+            for wire, found in self._written.items()
+        }
+
+    def _path(self, wire: Wire, id_: str, suffix: str) -> Path:
         node = self.graph.steps[wire.step].node
         name = node.name.replace("{id}", id_) if isinstance(node, Sink) else id_
-        file = self._file(wire.step, ref)
         base = self.folder / str(wire)
-        path = base / f"{name}{file.suffix}"
+        path = base / f"{name}{suffix}"
         if not Path(os.path.normpath(path)).is_relative_to(base):
             raise InputError(f'step "{wire.step}": name: {name} leads out of the run\'s folder')
+        return path
+
+    def _write(self, wire: Wire, id_: str, ref: Ref) -> str:
+        """Write a value; gives its file's suffix."""
+        assert self.execution is not None
+        file = self._file(wire.step, ref)
+        path = self._path(wire, id_, file.suffix)
         with self.execution.clock("write"):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(file.data.data)
             except OSError as error:
                 raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-        return path
+        return file.suffix
 
     def _file(self, step: str, ref: Ref) -> File:
         assert self.execution is not None
@@ -133,7 +146,7 @@ def summary(
             name: {**asdict(step), "seconds": round(step.seconds, 3)} for name, step in result.steps.items()
         },
         "where": {name: round(taken, 3) for name, taken in where.items()},
-        "outputs": {name: [file for file in files if file] for name, files in written.items()},
+        "outputs": written,
         "grids": list(grids),
         "failures": [{"step": f.step, "id": f.id, "error": f.error} for f in result.failures],
         "stopped": result.stopped,
@@ -156,7 +169,9 @@ def leave(
         folder = run / "errors"
         folder.mkdir(exist_ok=True)
         (folder / f"{number:04d}-{failure.step}.txt").write_text(f"{failure.step} {failure.id}\n\n{failure.traceback}", "utf-8")
-    (run / "report.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    with (run / "report.json").open("w", encoding="utf-8") as file:  # not as one text: it names every file
+        json.dump(found, file, ensure_ascii=False, indent=1)
+        file.write("\n")
     (run / "report.md").write_text(markdown(graph, found), "utf-8")
     (run / "pipeline.yaml").write_text(dump(graph.spec), "utf-8")
     return found

@@ -223,6 +223,7 @@ class Store:
                     raise
                 time.sleep(0.01)
         database.execute("PRAGMA synchronous=NORMAL")
+        database.execute("PRAGMA cache_size=-256")  # KiB: each thread has a connection, and the system caches the file too
         database.execute("CREATE TABLE IF NOT EXISTS files(path TEXT PRIMARY KEY, size INT, mtime INT, digest TEXT)")
         database.execute(
             "CREATE TABLE IF NOT EXISTS history(pipeline TEXT, step TEXT, element TEXT, key TEXT, "

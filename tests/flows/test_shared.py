@@ -404,7 +404,7 @@ def test_a_file_that_cannot_be_written_for_want_of_an_answer_fails_alone(
     execution = Execution(Pipeline.from_yaml(chain(photos) + "outputs: [negative]\n").graph(), store)
     execution.finished = writer = Writer(execution.graph, out, execution=execution)
     execution.run()
-    found = leave(execution, out, writer.written, time.monotonic())
+    found = leave(execution, out, writer.written(), time.monotonic())
     assert found["status"] == "failed"
     assert [file["id"] for file in found["outputs"]["negative"]] == ["b", "c"]
     assert found["failures"] == [

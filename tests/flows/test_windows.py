@@ -55,8 +55,8 @@ outputs: [negative]
     assert states(execution) == {"photo": "20 ran", "negative": "20 ran", "file": "20 ran", "count": "1 ran"}
     assert pixels(execution, "negative") == [255 - n for n in range(20)]
     assert [value.value for _, _, value in execution.values("count", "output")] == [20]  # type: ignore[attr-defined]
-    assert [each["id"] for each in writer.written["negative"]] == [f"n{n:02}" for n in range(20)]
-    files = [Path(each["path"]) for each in writer.written["file"]]
+    assert [each["id"] for each in writer.written()["negative"]] == [f"n{n:02}" for n in range(20)]
+    files = [Path(each["path"]) for each in writer.written()["file"]]
     assert [file.name for file in files] == [f"n{n:02}-negative.raw" for n in range(20)]
     assert [file.read_bytes()[0] for file in files] == [255 - n for n in range(20)]
 
