@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import signal
@@ -132,10 +131,7 @@ class Roof:
         ])
         self.workers = [self._worker(gpu) for gpu in cards]
         self._serving = Child("deployments", ["-m", "flows.deployments"])
-        served = self._own and importlib.util.find_spec("flows.deployments") is not None
-        self._children = [
-            *([self._scheduler] if self._own else []), *self.workers, *([self._serving] if served else []),
-        ]
+        self._children = [self._scheduler, *self.workers, self._serving] if self._own else self.workers
 
     def _worker(self, gpu: str) -> Child:
         name = f"gpu-{gpu}" if gpu else "cpu"

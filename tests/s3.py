@@ -30,8 +30,10 @@ def served() -> Iterator[str]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    request(endpoint, "POST", "moto-api/reset")  # its buckets live as long as this process
     try:
-        yield f"http://{host}:{port}"
+        yield endpoint
     finally:
         server.stop()
         S3Response.put_object = put  # type: ignore[method-assign]

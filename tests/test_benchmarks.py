@@ -19,6 +19,7 @@ from nodes.models import SETS
 from tests.conftest import EXAMPLES, ROOT, command
 
 FOLDER = ROOT / "benchmarks" / "folder"
+OVERHEAD = ROOT / "benchmarks" / "overhead"
 NAMES = ("cat-blue.png", "cat-apple-white.png", "fox-grey.png")
 
 
@@ -72,3 +73,17 @@ def test_the_benchmarks_pipelines_are_right(name: str) -> None:
     ran = command(os.environ, ROOT, "check", str(FOLDER / name), "--nodes", str(FOLDER / "light_nodes.py"))
     assert ran.returncode == 0, ran.stderr
     assert "all right" in ran.stdout
+
+
+def test_the_chain_is_the_same_for_all(tmp_path: Path) -> None:
+    def told(name: str, *words: str) -> dict[str, float]:
+        ran = subprocess.run(
+            [sys.executable, OVERHEAD / name, "4", tmp_path / "kept", *words], cwd=tmp_path, capture_output=True, text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        found: dict[str, float] = json.loads(ran.stdout)
+        return found
+
+    cold, warm = (told("photoloom_chain.py", "--engine") for _ in range(2))
+    assert cold["sum"] == warm["sum"] == told("peer_plain.py")["sum"]

@@ -18,6 +18,8 @@ from processes import REPLACE, Command, Ended, Environment, photoloom, script, s
 CHANGED = "a frog"
 STEPS = 4
 """Steps of the pipeline."""
+AGAIN = 5
+"""How often in a round a command is run that takes a second or two: the median of them counts."""
 
 Round = Mapping[str, Ended]
 
@@ -43,7 +45,9 @@ def one_round(environment: Environment, folder: Path, work: Path, batch: int, wi
         ("prompt changed", ours("store", "*.png", "--set", f"prompt={CHANGED}")),
         ("inpainting alone", plain(batch, "--masks", folder / "masks", "--prompt", CHANGED)),
     ):
-        [found[name]] = timed(environment, command)
+        times = AGAIN if name.startswith("warm") else 1
+        several = [timed(environment, command)[0] for _ in range(times)]
+        found[name] = sorted(several, key=lambda each: each.seconds)[times // 2]
     [found["one process"]] = timed(single, ours("single"))
     found["two: first"], found["two: second"] = timed(single, ours("shared"), ours("shared"))
     return found

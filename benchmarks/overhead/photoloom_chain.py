@@ -50,8 +50,7 @@ if "--engine" in sys.argv:
     execution = Execution(Pipeline("chain", outputs=[last]).graph(), Store(folder / "store"))
     execution.run()
     seconds = time.perf_counter() - started
-    (ref,) = [execution.planner.elements.value(wire, ()) for wire in execution.graph.outputs]
-    image = execution.value(last.name, ref)
+    ((_, _, image),) = execution.values(last.name, "output")
 else:
     started = time.perf_counter()
     result = Pipeline("chain", outputs=[last]).run(store=folder / "store", out=folder / "out")
