@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from gc import freeze, set_threshold
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.own import import_nodes
-from nodes.errors import UserError, nearest
+from nodes.errors import ServerError, UserError, nearest
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -393,6 +394,8 @@ def main() -> None:
         app()
     except UserError as error:
         _say(f"photoloom: {error}" if "\n" not in str(error) else str(error))
+        if isinstance(error, ServerError):
+            os._exit(2)  # at exit Prefect would try for minutes to tell a server that is gone what it missed
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         _say("interrupted; the same command takes up where this one stopped")

@@ -58,15 +58,18 @@ def start() -> subprocess.Popen[str] | None:
 
 def _forget_dead_server() -> None:
     """Remove the note of a background server that is no more: after a crash or a reboot Prefect would not start another."""
+    import psutil
     from prefect.settings import PREFECT_HOME
 
     noted = Path(PREFECT_HOME.value()) / "server.pid"
     try:
-        os.kill(int(noted.read_text()), 0)
-    except ProcessLookupError:
-        noted.unlink(missing_ok=True)
-    except (OSError, ValueError):
+        words = psutil.Process(int(noted.read_text())).cmdline()
+    except psutil.NoSuchProcess:
+        words = []
+    except (OSError, ValueError, psutil.Error):
         return
+    if not any("prefect" in word for word in words):  # none, a dead one, or another that has its number now
+        noted.unlink(missing_ok=True)
 
 
 def wait(url: str, starting: subprocess.Popen[str] | None = None) -> None:
@@ -107,14 +110,21 @@ def address(say: object = None) -> str:
 
 @contextmanager
 def connected(say: object = None) -> Iterator[str]:
-    """Prefect's settings with a server that answers.
+    """Prefect's settings with a server that answers. Where it goes away meanwhile, each request is made again for a minute.
 
     Raises:
-        ServerError: none does.
+        ServerError: none does, or it went away for longer.
     """
+    from httpx import TransportError
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     url = address(say)
     # A synchronous flow would wait up to a second at its end for the thread that sends heartbeats.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield url
+        try:
+            yield url
+        except TransportError as error:
+            raise ServerError(
+                f"the Prefect server at {url} went away; what is finished is kept, and the same command takes up where this "
+                "one stopped"
+            ) from error

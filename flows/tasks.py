@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect import flow, task
 from prefect.artifacts import (
     create_markdown_artifact,
@@ -28,6 +30,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed
 
 from flows.execute import Execution
@@ -41,7 +44,17 @@ PROGRESS_EVERY = 5.0
 """Seconds between two updates of a run's progress artifact; a shorter run has none."""
 STATES = ("ran", "cached", "failed", "skipped")
 
-logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it would warn at exit that it still sends what it has
+# What they tell of a server that is away: each event in full, although all are sent once it is back.
+for _quiet in ("EventsWorker", "prefect.events.clients", "prefect._internal.concurrency"):
+    logging.getLogger(_quiet).disabled = True
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log is to be seen: what ends a run because of its user or the server is said in a line, without a traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError | HTTPError))
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_is_news)
 
 
 @flow(name="photoloom", persist_result=False)
@@ -206,8 +219,10 @@ class _Progress:
         share = self._share()
         if time.monotonic() < self._due and not (share == 100.0 and self._artifact):
             return
-        if self._artifact:
-            update_progress_artifact(self._artifact, share)
-        else:
-            self._artifact = cast(UUID, create_progress_artifact(share, key="photoloom-progress"))
+        # A server that is away is not waited for while there is work; the next update tells all.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), suppress(HTTPError):
+            if self._artifact:
+                update_progress_artifact(self._artifact, share)
+            else:
+                self._artifact = cast(UUID, create_progress_artifact(share, key="photoloom-progress"))
         self._due = time.monotonic() + PROGRESS_EVERY

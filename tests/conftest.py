@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,29 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
-    """The environment of a machine on which a Prefect server of the tests' own runs, on loopback."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+@contextmanager
+def prefect_server(home: Path, database: str | None = None) -> Iterator[Mapping[str, str]]:
+    """The environment of a machine on which a Prefect server of the tests' own runs, on loopback; its database is a file in
+    `home` where none is named."""
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
-        "PREFECT_HOME": str(home), "PHOTOLOOM_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1",
+        "PREFECT_HOME": str(home), "PHOTOLOOM_SERVER_PORT": str(free_port()), "HF_HUB_OFFLINE": "1",
         "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "OMP_NUM_THREADS": "1",
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+        "PREFECT_API_DATABASE_CONNECTION_URL": database or f"sqlite+aiosqlite:///{home}/prefect.db",
     }
-    began = command(environment, ROOT, "server", "start")
-    assert began.returncode == 0, began.stderr
-    yield environment
-    command(environment, ROOT, "server", "stop")
+    try:
+        began = command(environment, ROOT, "server", "start")
+        assert began.returncode == 0, began.stderr
+        yield environment
+    finally:
+        command(environment, ROOT, "server", "stop")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """The environment of a machine with the server that tests share."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as environment:
+        yield environment
 
 
 def command(environment: Mapping[str, str], where: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -65,13 +65,13 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 class Deployment:
-    """A deployment of the pipeline above, and what the server knows of it."""
+    """A deployment of the pipeline above, or of another, and what the server knows of it."""
 
-    def __init__(self, workplace: Workplace, name: str, *options: str) -> None:
+    def __init__(self, workplace: Workplace, name: str, *options: str, text: str = PARTS) -> None:
         self.workplace, self.name = workplace, name
         workplace.add("cat-blue.png", "dog-green.png")
         (workplace.folder / "own.py").write_text(NODE)
-        (workplace.folder / "parts.yaml").write_text(PARTS.replace("name: parts", f"name: {name}"))
+        (workplace.folder / "parts.yaml").write_text(text.replace("name: parts", f"name: {name}"))
         made = workplace.photoloom("deploy", "parts.yaml", "--nodes", "own.py", *options)
         assert made.returncode == 0, made.stderr
         assert made.stdout == f"{name}: deployed; runs while `photoloom serve` does\n"

@@ -6,9 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image as pil
 
 from flows import Pipeline
 from tests.conftest import ROOT, Workplace, command, free_port, task_runs
@@ -112,9 +119,7 @@ def test_a_long_run_tells_how_far_it_is_and_what_rests_on_what(workplace: Workpl
 def test_a_server_that_died_does_not_keep_another_from_starting(workplace: Workplace) -> None:
     home = workplace.folder / "home"
     home.mkdir()
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    (home / "server.pid").write_text(str(gone.pid))
+    (home / "server.pid").write_text(str(os.getpid()))  # the number is another process's by now
     environment = {
         **workplace.environment, "PREFECT_HOME": str(home), "PHOTOLOOM_SERVER_PORT": str(free_port()),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
@@ -138,3 +143,119 @@ def test_a_flows_form_shows_help_bounds_and_choices() -> None:
     }
     assert (form["kind"]["enum"], form["kind"]["default"]) == (["cat", "dog"], "cat")
     assert form["photos"]["type"] == "string"
+
+
+# --- what is killed in the middle of a run ---
+
+SLOW = """import time
+from pathlib import Path
+
+from nodes import Image, Node
+
+
+class Slow(Node):
+    def run(self, image: Image) -> Image:
+        time.sleep(0.3)
+        with Path("made").open("a") as log:
+            log.write(f"{image.pixels[0, 0, 0]}\\n")
+        return Image(255 - image.pixels)
+"""
+COUNT, SECONDS, FIRST = 12, 0.3, 4
+
+
+class SlowRun:
+    """`photoloom run` as a process, whose node takes 0.3 s for each of twelve pictures, and says which it has made."""
+
+    def __init__(self, workplace: Workplace) -> None:
+        folder = workplace.folder
+        (folder / "photos").mkdir()
+        for value in range(COUNT):
+            pil.new("RGB", (8, 8), (value, 0, 0)).save(folder / "photos" / f"{value:02}.png")
+        (folder / "own.py").write_text(SLOW)
+        (folder / "slow.yaml").write_text(
+            "name: slow\nsteps:\n  photo: {node: Load, path: photos}\n  slow: {node: Slow, image: photo}\noutputs: [slow]\n"
+        )
+        self._workplace, self._log = workplace, folder / "made"
+        self._log.write_text("")
+
+    @contextmanager
+    def started(self, **known: str) -> Iterator[subprocess.Popen[str]]:
+        """The process, when four pictures are made and the fifth is in hand."""
+        words = ("run", "slow.yaml", "--nodes", "own.py", "--window", "2", "--batch", "1", "--json")
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows", *words], cwd=self._workplace.folder, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**self._workplace.environment, **known, "PYTHONPATH": str(ROOT)},
+        ) as process:
+            try:
+                ends = time.monotonic() + 60
+                while len(self.made()) < FIRST:
+                    assert time.monotonic() < ends and process.poll() is None
+                    time.sleep(0.02)
+                time.sleep(SECONDS / 3)
+                yield process
+            finally:
+                process.kill()
+
+    def made(self) -> list[int]:
+        """The pictures that the node has made so far, in order."""
+        return list(map(int, self._log.read_text().split()))
+
+    def check(self, found: dict[str, Any], cached: int) -> None:
+        """A run ended well, has made what was missing, and all pictures are right."""
+        counts = {state: found["steps"]["slow"][state] for state in ("ran", "cached", "failed", "skipped")}
+        assert counts == {"ran": COUNT - cached, "cached": cached, "failed": 0, "skipped": 0}
+        assert self.made() == list(range(COUNT)), "each is made once"
+        for value, output in enumerate(found["outputs"]["slow"]):
+            with pil.open(self._workplace.folder / output["path"]) as picture:
+                assert (np.asarray(picture) == (255 - value, 255, 255)).all()
+
+
+def kill_server(environment: Mapping[str, str]) -> None:
+    server = psutil.Process(int(Path(environment["PREFECT_HOME"], "server.pid").read_text()))
+    server.kill()
+    server.wait(10)
+
+
+def test_a_run_goes_on_while_the_server_is_killed_and_started_again(workplace: Workplace) -> None:
+    slow = SlowRun(workplace)
+    with slow.started() as running:
+        kill_server(workplace.environment)
+        killed = time.monotonic()
+        assert workplace.photoloom("server", "start").stdout.startswith("started: ")
+        back = time.monotonic() - killed
+        out, said = running.communicate(timeout=120)
+    took = time.monotonic() - killed
+    print(f"the server was away for {back:.1f} s: {took - (COUNT - FIRST) * SECONDS:.1f} s lost")
+    assert running.returncode == 0, said
+    assert "Traceback" not in said and "EventsWorker" not in said
+    slow.check(json.loads(out), cached=0)
+    runs = task_runs(workplace.environment, "slow")
+    assert {run["name"] for run in runs} == {f"{step}-{window}" for step in ("photo", "slow") for window in range(COUNT // 2)}
+    assert {run["state_name"] for run in runs} == {"Completed"}
+
+
+def test_a_run_ends_where_the_server_stays_away_and_the_same_command_takes_up_the_rest(workplace: Workplace) -> None:
+    slow = SlowRun(workplace)
+    with slow.started(PREFECT_CLIENT_MAX_RETRIES="1") as running:  # two seconds of patience instead of a minute
+        kill_server(workplace.environment)
+        said = running.communicate(timeout=60)[1]
+    assert running.returncode == 2
+    api = f"http://127.0.0.1:{workplace.environment['PHOTOLOOM_SERVER_PORT']}/api"
+    assert said.endswith(
+        f"photoloom: the Prefect server at {api} went away; what is finished is kept, and the same command takes up where this "
+        "one stopped\n"
+    )
+    assert "Traceback" not in said
+    slow.check(workplace.run("slow.yaml", "--nodes", "own.py"), cached=COUNT)
+
+
+def test_a_killed_run_is_taken_up_by_the_same_command(workplace: Workplace) -> None:
+    slow = SlowRun(workplace)
+    with slow.started() as running:
+        running.kill()
+    killed = time.monotonic()
+    assert slow.made() == list(range(FIRST))
+    found = workplace.run("slow.yaml", "--nodes", "own.py", "--batch", "1")
+    print(f"a run killed: {time.monotonic() - killed - (COUNT - FIRST) * SECONDS:.1f} s lost, a start of the command")
+    slow.check(found, cached=FIRST)

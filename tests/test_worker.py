@@ -303,8 +303,8 @@ from flows.remote import caller_on
 from flows.store import Store
 
 text = 'name: x\\nsteps:\\n  photo: {node: Load, path: "%s"}\\n  boxes: {node: Detect, image: photo, threshold: %s}\\n'
-for threshold in (0.5, 0.6, 0.7):
-    graph = Pipeline.from_yaml(text % (sys.argv[1], threshold)).graph()
+for threshold in range(50, 60):
+    graph = Pipeline.from_yaml(text % (sys.argv[1], threshold / 100)).graph()
     ran = Execution(graph, Store(Path("store")), caller=caller_on("worker"))
     ran.prepare()
     ran.run()
@@ -312,7 +312,7 @@ for threshold in (0.5, 0.6, 0.7):
 """
 
 
-def test_models_load_once_in_the_worker_and_never_in_the_flow(
+def test_models_load_once_in_the_worker_over_ten_runs_and_never_in_the_flow(
     first: Roof, machine: Environment, home: Path, tmp_path: Path
 ) -> None:
     for name in ("cat-blue.png", "dog-green.png"):
@@ -321,10 +321,10 @@ def test_models_load_once_in_the_worker_and_never_in_the_flow(
         [sys.executable, "-c", DETECT, "*.png"], cwd=tmp_path, env={**machine, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )
-    assert ran.stdout.splitlines() == 3 * ["2 False"], ran.stderr
+    assert ran.stdout.splitlines() == 10 * ["2 False"], ran.stderr
     worker = first.worker
     assert worker["models"] == {str(ROOT / "models" / "toybox" / "detr"): 1}
-    assert worker["running"] is None and worker["windows"] >= 3
+    assert worker["running"] is None and worker["windows"] >= 10
     assert first.health()["deployments"]["alive"], "what is deployed is served too"
 
 
