@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/photoloom run pipelines/replace_object.yaml
 
 test: install-test lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install-test
 	$(BIN)/ruff check .
