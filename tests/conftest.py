@@ -21,6 +21,11 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "models" / "toybox" / "examples"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole processes come first: of the processes that share the tests none then has a long one left in the end."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
