@@ -178,12 +178,12 @@ class Pipeline:
 
         with connected(say):
 
-            def body(pipeline: str, params: dict[str, Any]) -> State[dict[str, Any]]:
+            def body() -> State[dict[str, Any]]:
                 execution.clock.add("Prefect (start)", time.perf_counter() - began)
-                return _in_flow(execution, swept, Path(out), metadata)
+                shown = {"pipeline": self.spec.file or self.spec.name, "params": {**(params or {}), **swept.values}}
+                return _in_flow(execution, swept, Path(out), metadata, shown)
 
-            given = {**(params or {}), **swept.values}
-            found: dict[str, Any] = as_flow(self.spec.name, body)(self.spec.file or self.spec.name, given)
+            found: dict[str, Any] = as_flow(self.spec.name, body)()
         return RunResult(found["status"], found, Path(found["report"]), _values(execution))
 
     def _execution(
@@ -227,8 +227,11 @@ class Pipeline:
         return as_flow(self.spec.name, body)  # type: ignore[no-any-return]
 
 
-def _in_flow(execution: Execution, swept: Sweep, out: Path, metadata: bool) -> State[dict[str, Any]]:
-    """Run a graph inside the current flow, leave its files and its report, and give the state that holds the summary."""
+def _in_flow(
+    execution: Execution, swept: Sweep, out: Path, metadata: bool, shown: dict[str, Any] | None = None
+) -> State[dict[str, Any]]:
+    """Run a graph inside the current flow, leave its files and its report, and give the state that holds the summary. `shown`
+    are the parameters that the run's page tells, where the flow has none of its own."""
     from flows.tasks import run_in_flow
 
     started = time.monotonic()
@@ -240,7 +243,7 @@ def _in_flow(execution: Execution, swept: Sweep, out: Path, metadata: bool) -> S
         grids = write_grids(swept, graph, run, execution.values, result.failures)
         return leave(execution, run, writer.written(), started, grids)
 
-    return run_in_flow(execution, run.name, report, lambda found: markdown(graph, found))
+    return run_in_flow(execution, run.name, report, lambda found: markdown(graph, found), shown)
 
 
 def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:

@@ -259,3 +259,5 @@ def test_a_killed_run_is_taken_up_by_the_same_command(workplace: Workplace) -> N
     found = workplace.run("slow.yaml", "--nodes", "own.py", "--batch", "1")
     print(f"a run killed: {time.monotonic() - killed - (COUNT - FIRST) * SECONDS:.1f} s lost, a start of the command")
     slow.check(found, cached=FIRST)
+    (run,) = [run for run in asked(workplace, "flow_runs", {}) if run["name"] == Path(found["report"]).parent.name]
+    assert run["parameters"] == {"pipeline": "slow.yaml", "params": {}}
