@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,15 +96,28 @@ def workplace(tmp_path: Path, server: Mapping[str, str]) -> Workplace:
     return Workplace(tmp_path, server)
 
 
+def ask_server(environment: Mapping[str, str], what: str, body: Mapping[str, Any]) -> Any:
+    """What the server answers to a POST; asked again where it is busy, as Prefect's client does: SQLite has one writer."""
+    url = f"http://127.0.0.1:{environment['PHOTOLOOM_SERVER_PORT']}/api/{what}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    ends = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > ends:
+                raise
+            error.close()
+            time.sleep(0.5)
+
+
 def task_runs(environment: Mapping[str, str], flow: str) -> list[dict[str, Any]]:
     """The task runs of the last run of a flow, as the server has them; they arrive after the run, not all at once."""
-    url = f"http://127.0.0.1:{environment['PHOTOLOOM_SERVER_PORT']}/api/task_runs/filter"
-    body = json.dumps({"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_DESC"}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    body = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_DESC"}
     ends, before = time.monotonic() + 20, [0, 0, 0]
     while True:
-        with urllib.request.urlopen(request, timeout=10) as reply:
-            found: list[dict[str, Any]] = json.load(reply)
+        found: list[dict[str, Any]] = ask_server(environment, "task_runs/filter", body)
         last = [run for run in found if found and run["flow_run_id"] == found[0]["flow_run_id"]]
         over = sum(run["state_type"] in ("COMPLETED", "FAILED") for run in last)
         if (last and over == len(last) and before == [over] * 3) or time.monotonic() > ends:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,7 @@ import psutil
 import pytest
 from PIL import Image as pil
 
-from tests.conftest import EXAMPLES, ROOT, Workplace
+from tests.conftest import EXAMPLES, ROOT, Workplace, ask_server
 from tests.test_flow import asked
 
 NODE = """import time
@@ -82,10 +81,7 @@ class Deployment:
         return dict(found)
 
     def ask(self, what: str, body: Mapping[str, Any]) -> Any:
-        url = f"http://127.0.0.1:{self.workplace.environment['PHOTOLOOM_SERVER_PORT']}/api/deployments/{self.id}/{what}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as reply:
-            return json.load(reply)
+        return ask_server(self.workplace.environment, f"deployments/{self.id}/{what}", body)
 
     def start(self, **params: Any) -> str:
         """Have it run now, with these params in place of its own; gives the run's id."""

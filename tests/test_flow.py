@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ import psutil
 from PIL import Image as pil
 
 from flows import Pipeline
-from tests.conftest import ROOT, Workplace, command, free_port, task_runs
+from tests.conftest import ROOT, Workplace, ask_server, command, free_port, task_runs
 
 OUTER = """
 from prefect import flow, task
@@ -63,10 +62,7 @@ outputs: [boxes]
 
 
 def asked(workplace: Workplace, what: str, body: dict[str, Any]) -> Any:
-    url = f"http://127.0.0.1:{workplace.environment['PHOTOLOOM_SERVER_PORT']}/api/{what}/filter"
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as reply:
-        return json.load(reply)
+    return ask_server(workplace.environment, f"{what}/filter", body)
 
 
 def test_pipelines_compose_with_flows_and_tasks_of_ones_own(workplace: Workplace) -> None:
