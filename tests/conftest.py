@@ -96,10 +96,15 @@ def workplace(tmp_path: Path, server: Mapping[str, str]) -> Workplace:
     return Workplace(tmp_path, server)
 
 
+def api_of(environment: Mapping[str, str]) -> str:
+    """The API of the server in such an environment."""
+    return f"http://127.0.0.1:{environment['PHOTOLOOM_SERVER_PORT']}/api"
+
+
 def ask_server(environment: Mapping[str, str], what: str, body: Mapping[str, Any]) -> Any:
     """What the server answers to a POST; asked again where it is busy, as Prefect's client does: SQLite has one writer."""
-    url = f"http://127.0.0.1:{environment['PHOTOLOOM_SERVER_PORT']}/api/{what}"
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    url, data = f"{api_of(environment)}/{what}", json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     ends = time.monotonic() + 20
     while True:
         try:

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from PIL import Image as pil
 
-from tests.conftest import EXAMPLES, ROOT, Workplace, ask_server
+from tests.conftest import EXAMPLES, ROOT, Workplace, api_of, ask_server
 from tests.test_flow import asked
 
 NODE = """import time
@@ -343,8 +343,8 @@ def test_the_commands_of_the_page_do_what_is_said(workplace: Workplace) -> None:
     shutil.copytree(ROOT / "pipelines", workplace.folder / "pipelines")
     shutil.copy(ROOT / "prefect.yaml", workplace.folder)
     (workplace.folder / "inbox").mkdir()
-    port = workplace.environment["PHOTOLOOM_SERVER_PORT"]
-    environment = {**workplace.environment, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    api = api_of(workplace.environment)
+    environment = {**workplace.environment, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": api}
     environment["PWD"] = str(workplace.folder)  # as a shell has it
 
     def start(*words: str) -> subprocess.Popen[str]:

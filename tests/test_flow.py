@@ -17,7 +17,7 @@ import psutil
 from PIL import Image as pil
 
 from flows import Pipeline
-from tests.conftest import ROOT, Workplace, ask_server, command, free_port, task_runs
+from tests.conftest import ROOT, Workplace, api_of, ask_server, command, free_port, task_runs
 
 OUTER = """
 from prefect import flow, task
@@ -68,10 +68,9 @@ def asked(workplace: Workplace, what: str, body: dict[str, Any]) -> Any:
 def test_pipelines_compose_with_flows_and_tasks_of_ones_own(workplace: Workplace) -> None:
     workplace.add("cat-blue.png", "cat-pink.png", "dog-green.png")
     (workplace.folder / "find.yaml").write_text(FIND)
-    api = f"http://127.0.0.1:{workplace.environment['PHOTOLOOM_SERVER_PORT']}/api"
     ran = subprocess.run(
         [sys.executable, "-c", OUTER], cwd=workplace.folder, capture_output=True, text=True, check=False,
-        env={**workplace.environment, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": api},
+        env={**workplace.environment, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": api_of(workplace.environment)},
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == [
@@ -237,10 +236,9 @@ def test_a_run_ends_where_the_server_stays_away_and_the_same_command_takes_up_th
         kill_server(workplace.environment)
         said = running.communicate(timeout=60)[1]
     assert running.returncode == 2
-    api = f"http://127.0.0.1:{workplace.environment['PHOTOLOOM_SERVER_PORT']}/api"
     assert said.endswith(
-        f"photoloom: the Prefect server at {api} went away; what is finished is kept, and the same command takes up where this "
-        "one stopped\n"
+        f"photoloom: the Prefect server at {api_of(workplace.environment)} went away; what is finished is kept, and the same "
+        "command takes up where this one stopped\n"
     )
     assert "Traceback" not in said
     slow.check(workplace.run("slow.yaml", "--nodes", "own.py"), cached=COUNT)

@@ -20,7 +20,7 @@ from flows.pipeline import Pipeline
 from flows.store import open_store
 from nodes import Image
 from tests import s3
-from tests.conftest import ROOT, Workplace, free_port, prefect_server
+from tests.conftest import ROOT, Workplace, api_of, free_port, prefect_server
 from tests.test_deployments import Deployment, until
 from tests.test_worker import roof
 
@@ -92,11 +92,9 @@ def test_a_scheduled_run_on_several_machines_gives_the_values_of_a_run_here(
         for name, value in {**s3.environment(endpoint), "PHOTOLOOM_CACHE": str(tmp_path / "reader")}.items():
             monkeypatch.setenv(name, value)
         with prefect_server(tmp_path / "server", database) as environment:
-            api = f"http://127.0.0.1:{environment['PHOTOLOOM_SERVER_PORT']}/api"
-
             def machine(name: str) -> dict[str, str]:
                 own = {"PREFECT_HOME": str(tmp_path / name), "PHOTOLOOM_CACHE": str(tmp_path / name / "copies")}
-                return {**environment, "PREFECT_API_URL": api, **own}
+                return {**environment, "PREFECT_API_URL": api_of(environment), **own}
 
             place = Workplace(tmp_path, machine("one"))
             place.add(*PHOTOS)

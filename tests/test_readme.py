@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from PIL import Image as pil
 
 from flows.pipeline import Pipeline
 from flows.spec import parse, read
-from tests.conftest import EXAMPLES, ROOT, Workplace
+from tests.conftest import EXAMPLES, ROOT, Workplace, ask_server
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -132,13 +130,10 @@ def test_a_pipeline_is_served_on_a_schedule(reader: Workplace) -> None:
 
 def deployed(reader: Workplace, serving: subprocess.Popen[str], name: str) -> dict[str, Any]:
     """The server's deployment of a name, as soon as there is one."""
-    url = f"http://127.0.0.1:{reader.environment['PHOTOLOOM_SERVER_PORT']}/api/deployments/filter"
-    body = json.dumps({"deployments": {"name": {"any_": [name]}}}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    body = {"deployments": {"name": {"any_": [name]}}}
     ends = time.monotonic() + 60
     while time.monotonic() < ends and serving.poll() is None:
-        with urllib.request.urlopen(request, timeout=10) as reply:
-            found: list[dict[str, Any]] = json.load(reply)
+        found: list[dict[str, Any]] = ask_server(reader.environment, "deployments/filter", body)
         if found:
             return found[0]
         time.sleep(0.2)

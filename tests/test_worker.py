@@ -32,7 +32,7 @@ from flows.store import Store, open_store
 from nodes import Image
 from nodes.errors import PhotoloomError
 from tests import s3, toys
-from tests.conftest import EXAMPLES, ROOT, Workplace, command, free_port
+from tests.conftest import EXAMPLES, ROOT, Workplace, api_of, command, free_port
 from tests.flows.conftest import states
 
 Environment = dict[str, str]
@@ -94,8 +94,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def machine(home: Path, server: Mapping[str, str]) -> Environment:
     """The environment of a machine whose workers say in a file what they begin."""
-    api = f"http://127.0.0.1:{server['PHOTOLOOM_SERVER_PORT']}/api"
-    return {**server, "PREFECT_HOME": str(home), "PREFECT_API_URL": api, "PONDERED": str(home / "pondered")}
+    own = {"PREFECT_HOME": str(home), "PREFECT_API_URL": api_of(server), "PONDERED": str(home / "pondered")}
+    return {**server, **own}
 
 
 @pytest.fixture(scope="module")

@@ -36,16 +36,15 @@ def one_round(environment: Environment, folder: Path, work: Path, batch: int, wi
 
     single = {**environment, "OMP_NUM_THREADS": "1"}
     found = {}
-    for name, command in (
-        ("cold", ours("store")),
-        ("plain", plain(batch)),
-        ("plain, one at a time", plain(1)),
-        ("warm", ours("store")),
-        ("warm, one picture", ours("store", "scene-00000.png")),
-        ("prompt changed", ours("store", "*.png", "--set", f"prompt={CHANGED}")),
-        ("inpainting alone", plain(batch, "--masks", folder / "masks", "--prompt", CHANGED)),
+    for name, times, command in (
+        ("cold", 1, ours("store")),
+        ("plain", 1, plain(batch)),
+        ("plain, one at a time", 1, plain(1)),
+        ("warm", AGAIN, ours("store")),
+        ("warm, one picture", AGAIN, ours("store", "scene-00000.png")),
+        ("prompt changed", 1, ours("store", "*.png", "--set", f"prompt={CHANGED}")),
+        ("inpainting alone", 1, plain(batch, "--masks", folder / "masks", "--prompt", CHANGED)),
     ):
-        times = AGAIN if name.startswith("warm") else 1
         several = [timed(environment, command)[0] for _ in range(times)]
         found[name] = sorted(several, key=lambda each: each.seconds)[times // 2]
     [found["one process"]] = timed(single, ours("single"))
