@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -30,6 +30,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed
 
@@ -124,7 +125,7 @@ def run_in_flow(
 
         # Prefect would not start a task below a failed one; ours tell each element that it is skipped.
         above = [ended[wire.step] for wire in step.wires.values() if wire.step in ended and ended[wire.step].is_completed()]
-        with execution.clock("Prefect"):
+        with execution.clock("Prefect"), _termination_shown():
             ended[step.name] = window(step.name, number, body, return_state=True, wait_for=above)
         if raised:
             raise raised[0]
@@ -134,6 +135,18 @@ def run_in_flow(
     found = report(execution.run(around))
     _show(found, markdown(found))
     return _ended(found)
+
+
+@contextmanager
+def _termination_shown() -> Iterator[None]:
+    """Told to end while it makes a task run, Prefect raises a `ValueError` on top of the signal: the run would be one that
+    failed, with a traceback, in place of one that was ended."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__context__, TerminationSignal):
+            raise error.__context__ from None
+        raise
 
 
 def _state(done: WindowDone) -> State[Any]:

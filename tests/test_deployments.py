@@ -60,6 +60,16 @@ serving = threading.Thread(target=serve_forever, args=(stop,))
 serving.start()
 serving.join()
 """
+TOLD_TO_END = """
+import os, signal
+import prefect.task_engine
+
+def told(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+prefect.task_engine.collect_task_run_inputs_sync = told
+"""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -300,6 +310,14 @@ def test_a_run_that_died_with_its_runner_frees_its_place(workplace: Workplace) -
     print(f"serving ended {time.monotonic() - stopping:.1f} s after SIGTERM, with a run under way")
     assert not process.is_running()
     assert dying.ended(stopped)["state_name"] == "Crashed"
+
+
+def test_a_run_told_to_end_while_a_task_run_is_made_has_crashed_not_failed(workplace: Workplace) -> None:
+    ending = Deployment(workplace, "ending", "--interval", "3600")
+    (workplace.folder / "own.py").write_text(f"{NODE}{TOLD_TO_END}")
+    with serving(workplace):
+        found = ending.ended(ending.start())
+    assert found["state_name"] == "Crashed", found["state"]
 
 
 def test_a_watched_folder_is_run_for_each_batch_of_whole_files(workplace: Workplace) -> None:
