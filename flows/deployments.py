@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -274,22 +274,23 @@ async def _serve(stop: threading.Event) -> None:
             if datetime.now() - looked > timedelta(seconds=SWEEP):
                 await anyio.to_thread.run_sync(_sweep)
                 looked = datetime.now()
-        await anyio.to_thread.run_sync(_end_runs)
+        ended = await anyio.to_thread.run_sync(_end_runs)
         group.cancel_scope.cancel()
-    await anyio.to_thread.run_sync(_sweep)
+    await anyio.to_thread.run_sync(_sweep, ended)
 
 
-def _sweep() -> None:
+def _sweep(ended: Collection[str] = ()) -> None:
     """Look for dead runs; where the server does not answer now, the next look will do."""
     try:
-        free_dead_runs()
+        free_dead_runs(ended)
     except Exception as error:
         _say(f"looking for dead runs: {_first(error)}")
 
 
-def free_dead_runs() -> list[str]:
+def free_dead_runs(ended: Collection[str] = ()) -> list[str]:
     """Force the runs of this machine to Crashed whose process is gone: one that died with its runner would hold its
-    deployment's only place for ever. Gives their names."""
+    deployment's only place for ever. One without a process may be about to get it, unless its id is in `ended`. Gives their
+    names."""
     freed = []
     with get_client(sync_client=True) as client:
         active = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(ACTIVE))))
@@ -299,17 +300,17 @@ def free_dead_runs() -> list[str]:
         alive = {variables[RUN_ID] for process in psutil.process_iter() if RUN_ID in (variables := _environment(process))}
         for run in runs:
             # Read again: one that ended since then has said so before its process went.
-            if str(run.id) not in alive and _is_dead(now := client.read_flow_run(run.id)):
+            if str(run.id) not in alive and _is_dead(now := client.read_flow_run(run.id), ended):
                 client.set_flow_run_state(now.id, Crashed(message=DIED), force=True)
                 freed.append(now.name)
     return freed
 
 
-def _is_dead(run: FlowRun) -> bool:
+def _is_dead(run: FlowRun, ended: Collection[str]) -> bool:
     if run.labels.get("prefect.worker.name") != SERVER or run.state is None or run.state_type not in ACTIVE:
         return False
     age = (datetime.now(UTC) - run.state.timestamp).total_seconds()
-    return run.state_type != StateType.PENDING or age > STARTING
+    return run.state_type != StateType.PENDING or str(run.id) in ended or age > STARTING
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:
@@ -319,12 +320,14 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def _end_runs() -> None:
-    """Have the runs of this process end, and wait for them: they say that they crashed, and free their places."""
-    runs = [child for child in psutil.Process().children() if RUN_ID in _environment(child)]
+def _end_runs() -> set[str]:
+    """Have the runs of this process end, and wait for them: they say that they crashed, and free their places. Gives the ids
+    of all: those that had hardly begun die without a word."""
+    runs = {child: variables[RUN_ID] for child in psutil.Process().children() if RUN_ID in (variables := _environment(child))}
     for run in runs:
         run.terminate()
-    psutil.wait_procs(runs, timeout=GRACE)
+    psutil.wait_procs(list(runs), timeout=GRACE)
+    return set(runs.values())
 
 
 def _first(error: BaseException) -> str:

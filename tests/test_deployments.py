@@ -312,6 +312,14 @@ def test_a_run_that_died_with_its_runner_frees_its_place(workplace: Workplace) -
     assert dying.ended(stopped)["state_name"] == "Crashed"
 
 
+def test_a_run_that_is_ended_when_it_has_hardly_begun_frees_its_place(workplace: Workplace) -> None:
+    ending = Deployment(workplace, "hardly", "--interval", "3600")
+    with serving(workplace):
+        ended = ending.start()
+        until(lambda: processes_of(ended))
+    assert ending.ended(ended)["state_name"] == "Crashed"
+
+
 def test_a_run_told_to_end_while_a_task_run_is_made_has_crashed_not_failed(workplace: Workplace) -> None:
     ending = Deployment(workplace, "ending", "--interval", "3600")
     (workplace.folder / "own.py").write_text(f"{NODE}{TOLD_TO_END}")
