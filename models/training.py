@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -242,7 +243,7 @@ class Training:
     """
 
     def __init__(self, name: str, model: nn.Module, minutes: float, rate: float, decay: float = 0.998) -> None:
-        self.path = WORK / f"{name}.pt"
+        self.path = WORK / f"{name}.safetensors"
         self.model, self.minutes, self.rate = model, minutes, rate
         matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
@@ -253,25 +254,32 @@ class Training:
         self.sums: dict[str, float] = {}
         self.summed = 0
         if self.path.exists():
-            kept = torch.load(self.path, weights_only=True)
-            model.load_state_dict(kept["model"])
-            self.average.state = kept["average"]
-            self.optimizer.load_state_dict(kept["optimizer"])
-            self.step, self.spent = kept["step"], kept["minutes"]
+            self._load()
             print(f"goes on from step {self.step} after {self.spent:.1f} minutes", flush=True)
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".part")
-        kept = {
-            "model": self.model.state_dict(),
-            "average": self.average.state,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "minutes": self.spent,
-        }
-        torch.save(kept, unfinished)
+        parts = {"model": self.model.state_dict(), "average": self.average.state}
+        parts |= {f"optimizer.{index}": kept for index, kept in self.optimizer.state_dict()["state"].items()}
+        # Cloned: weights that a model has under two names are refused as they are.
+        tensors = {f"{part}/{name}": value.detach().clone() for part, kept in parts.items() for name, value in kept.items()}
+        save_file(tensors, unfinished, {"step": str(self.step), "minutes": repr(self.spent)})
         os.replace(unfinished, self.path)
+
+    def _load(self) -> None:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in load_file(self.path).items():
+            part, name = key.split("/", 1)
+            parts.setdefault(part, {})[name] = tensor
+        with safe_open(self.path, "pt") as kept:
+            told = kept.metadata()
+        self.step, self.spent = int(told["step"]), float(told["minutes"])
+        self.model.load_state_dict(parts.pop("model"))
+        self.average.state = parts.pop("average")
+        groups = self.optimizer.state_dict()["param_groups"]
+        state = {int(part.removeprefix("optimizer.")): kept for part, kept in parts.items()}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def ticks(self) -> Iterator[Tick]:
         """Yields until the time is up; saves every two minutes and reports every twenty seconds."""
