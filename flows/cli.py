@@ -248,7 +248,8 @@ def deploy(
     interval: Annotated[int | None, typer.Option(metavar="SECONDS", min=1, help="Run again and again.")] = None,
     rrule: Annotated[str | None, typer.Option(metavar="RULE", help="When to run, as a calendar's recurrence rule.")] = None,
     timezone: Annotated[str | None, typer.Option(metavar="ZONE", help="Whose clock to go by: Europe/Paris; else UTC.")] = None,
-    set_: Set = None, models: Models = None, store: StoreAt = STORE, out: Out = Path("outputs"), own: Own = None,
+    set_: Set = None, models: Models = None, store: StoreAt = STORE, out: Out = Path("outputs"),
+    allow: Allow = None, own: Own = None,
     name: Annotated[str | None, typer.Option(help="The deployment's name; else the pipeline's.")] = None,
 ) -> None:
     """Run a pipeline on a schedule, in this working directory: makes a deployment, or changes the one of that name."""
@@ -257,7 +258,7 @@ def deploy(
 
     made = deployments.deploy(
         found, cron=cron, interval=interval, rrule=rrule, timezone=timezone, params=_values(found, set_), models=models,
-        store=store, out=out, nodes=own or (), name=name,
+        store=store, out=out, nodes=own or (), allow=allow or (), name=name,
     )
     print(f"{made}: deployed; runs while `photoloom serve` does")
 

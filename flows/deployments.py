@@ -83,7 +83,8 @@ class Deployed:
 def deploy(
     pipeline: Pipeline, *, cron: str | None = None, interval: int | None = None, rrule: str | None = None,
     timezone: str | None = None, params: Mapping[str, Value] | None = None, models: str | None = None,
-    store: str | Path = "outputs/store", out: str | Path = "outputs", nodes: Sequence[Path] = (), name: str | None = None,
+    store: str | Path = "outputs/store", out: str | Path = "outputs", nodes: Sequence[Path] = (), allow: Sequence[Path] = (),
+    name: str | None = None,
 ) -> str:
     """Create a deployment, or update the one of that name: the pipeline's file, run on a schedule in today's working
     directory. `interval` is in seconds. Gives its name.
@@ -101,6 +102,7 @@ def deploy(
     given = {
         "pipeline": os.path.abspath(pipeline.spec.file), "params": dict(params or {}), "models": models,
         "store": _absolute(store), "out": _absolute(out), "nodes": [os.path.abspath(file) for file in nodes],
+        "allow": [os.path.abspath(folder) for folder in allow],
     }
     with _client() as client:
         _make_pool(client)

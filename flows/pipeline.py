@@ -202,10 +202,10 @@ class Pipeline:
         return execution, swept
 
     def run_in_flow(
-        self, params: Mapping[str, Value], *, models: Models | None, store: str, out: str
+        self, params: Mapping[str, Value], *, models: Models | None, store: str, out: str, allow: Sequence[Path]
     ) -> State[dict[str, Any]]:
         """Run inside the current flow, and give the state to end it in, which holds the summary."""
-        return _in_flow(*self._execution(params, models=models, store=store), Path(out), metadata=True)
+        return _in_flow(*self._execution(params, models=models, store=store, allow=allow), Path(out), metadata=True)
 
     def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
         """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve

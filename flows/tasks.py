@@ -66,6 +66,7 @@ def run_pipeline(
     store: str = "outputs/store",
     out: str = "outputs",
     nodes: list[str] | None = None,
+    allow: list[str] | None = None,
 ) -> State[dict[str, Any]]:
     """Run a pipeline's file: what deployments schedule, and a part for flows of one's own. Gives the run's summary.
 
@@ -78,6 +79,7 @@ def run_pipeline(
         store: The store of results.
         out: The folder for results.
         nodes: Python files with node classes of your own.
+        allow: Further folders that the pipeline's own paths may lead to.
     """
     from flows.pipeline import Pipeline
 
@@ -86,7 +88,9 @@ def run_pipeline(
     try:
         for file in nodes or ():
             import_nodes(Path(file))
-        return Pipeline.from_spec(read(Path(pipeline))).run_in_flow(params or {}, models=models, store=store, out=out)
+        return Pipeline.from_spec(read(Path(pipeline))).run_in_flow(
+            params or {}, models=models, store=store, out=out, allow=[Path(folder) for folder in allow or ()]
+        )
     except UserError as error:
         return Failed(message=str(error), data=error)
 

@@ -204,11 +204,12 @@ def test_a_scheduled_run_makes_the_pictures_and_the_next_one_has_them_all(workpl
 
 
 def test_a_form_shows_the_params_and_refuses_what_they_do_not_allow(workplace: Workplace) -> None:
-    form = Deployment(workplace, "form", "--interval", "3600")
+    form = Deployment(workplace, "form", "--interval", "3600", "--allow", "..")
     known = form.known()
     assert known["description"] == "Darker pictures."
     assert known["parameters"]["pipeline"] == str(workplace.folder / "parts.yaml")
     assert known["parameters"]["nodes"] == [str(workplace.folder / "own.py")]
+    assert known["parameters"]["allow"] == [str(workplace.folder.parent)]
     assert known["parameters"]["store"] == str(workplace.folder / "outputs" / "store")
     params = known["parameter_openapi_schema"]["properties"]["params"]["properties"]
     assert params["by"] == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import psutil
 from PIL import Image as pil
 
 from flows import Pipeline
-from tests.conftest import ROOT, Workplace, api_of, ask_server, command, free_port, task_runs
+from tests.conftest import EXAMPLES, ROOT, Workplace, api_of, ask_server, command, free_port, task_runs
 
 OUTER = """
 from prefect import flow, task
@@ -47,6 +48,19 @@ try:
     run_pipeline("find.yaml", {"photo": "photos/dog*"})
 except Exception as error:
     print(f"{type(error).__name__}: {error}")
+
+try:
+    run_pipeline("afar.yaml", store="kept", out="other")
+except Exception as error:
+    print(str(error).rpartition("; ")[2])
+print(run_pipeline("afar.yaml", store="kept", out="other", allow=["../afar"])["steps"]["photo"]["ran"])
+"""
+
+AFAR = """
+name: afar
+steps:
+  photo: {node: Load, path: "../afar/*.png"}
+outputs: [photo]
 """
 
 FIND = """
@@ -68,6 +82,9 @@ def asked(workplace: Workplace, what: str, body: dict[str, Any]) -> Any:
 def test_pipelines_compose_with_flows_and_tasks_of_ones_own(workplace: Workplace) -> None:
     workplace.add("cat-blue.png", "cat-pink.png", "dog-green.png")
     (workplace.folder / "find.yaml").write_text(FIND)
+    (workplace.folder / "afar.yaml").write_text(AFAR)
+    (workplace.folder.parent / "afar").mkdir()
+    shutil.copy(EXAMPLES / "fox-grey.png", workplace.folder.parent / "afar")
     ran = subprocess.run(
         [sys.executable, "-c", OUTER], cwd=workplace.folder, capture_output=True, text=True, check=False,
         env={**workplace.environment, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": api_of(workplace.environment)},
@@ -75,6 +92,7 @@ def test_pipelines_compose_with_flows_and_tasks_of_ones_own(workplace: Workplace
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == [
         "[2, 1, 0]", "ParameterTypeError", "1", 'PipelineError: unknown param "photo"; did you mean "photos"?',
+        "allow it with --allow ../afar", "1",
     ]
     assert len(list((workplace.folder / "made" / "find").glob("*/report.md"))) == 2
 
