@@ -228,5 +228,4 @@ def export(training: Training) -> None:
 
 
 if __name__ == "__main__":
-    chosen = arguments(minutes=75)
-    export(train(chosen.minutes))
+    export(train(arguments(__doc__, minutes=75).minutes))

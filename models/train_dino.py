@@ -118,5 +118,4 @@ def export(training: Training) -> None:
 
 
 if __name__ == "__main__":
-    chosen = arguments(minutes=10)
-    export(train(chosen.minutes))
+    export(train(arguments(__doc__, minutes=10).minutes))

@@ -4,7 +4,6 @@ inpainting 0.1. It learns to paint the object asked for wholly inside of a mask 
 It starts from what `models.train_sdxl` exported, and keeps its text encoders and autoencoder.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -24,9 +23,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.scenes import KINDS, Sprites, caption_of, draw_scene, load_sprites
-from models.train_sdxl import BATCH, SCHEDULE, encoder_digest, load_vae, make_unet, size_ids, weights_of
+from models.train_sdxl import BATCH, SCHEDULE, encoder_digest, load_vae, make_unet, noised, size_ids, weights_of, write
 from models.train_sdxl import FOLDER as BASE
-from models.training import TOYBOX, WORK, Training, make_portable
+from models.training import TOYBOX, WORK, Training, arguments
 
 FOLDER = TOYBOX / "sdxl-inpaint"
 SCENES = 14_000
@@ -161,19 +160,14 @@ def export(training: Training, inpainter: Inpainter, folder: Path = FOLDER) -> N
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    make_portable(folder)
-    print(f"step {training.step}, {training.spent:.1f} minutes, written to {folder}", flush=True)
+    write(pipeline, folder, training)
 
 
-def train(minutes: float, only_export: bool) -> None:
+def train(minutes: float) -> None:
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(BASE / "tokenizer")
     inpainter = Inpainter()
     training = Training("inpaint", inpainter, minutes, rate=6e-4, decay=0.997)
-    if only_export:
-        export(training, inpainter)
-        return
     bank, shown = draw_examples(load_vae(), SCENES)
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod
     random = torch.Generator().manual_seed(training.step + 3)
@@ -184,9 +178,7 @@ def train(minutes: float, only_export: bool) -> None:
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         steps = torch.randint(1000, (BATCH,), generator=random)
         clean, masked, hole = (bank[name][rows].float() for name in ("clean", "masked", "hole"))
-        noise = torch.randn(clean.shape, generator=random)
-        signal, spread = alphas[steps].sqrt().view(-1, 1, 1, 1), (1 - alphas[steps]).sqrt().view(-1, 1, 1, 1)
-        noisy, target = signal * clean + spread * noise, signal * noise - spread * clean
+        noisy, target = noised(clean, steps, alphas, random)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 first = inpainter.text_encoder(tokens, output_hidden_states=True)
@@ -204,15 +196,5 @@ def train(minutes: float, only_export: bool) -> None:
     export(training, inpainter)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=163, help="training time of all runs together")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--export", action="store_true", help="write the last checkpoint without training")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    train(chosen.minutes, chosen.export)
-
-
 if __name__ == "__main__":
-    main()
+    train(arguments(__doc__, minutes=163).minutes)

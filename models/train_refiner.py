@@ -4,7 +4,6 @@ As in the real one there is only the second text encoder, and an aesthetic score
 It starts from what `models.train_sdxl` exported.
 """
 
-import argparse
 
 import numpy as np
 import torch
@@ -25,9 +24,11 @@ from models.train_sdxl import (
     latents_of,
     load_vae,
     make_unet,
+    noised,
     worded,
+    write,
 )
-from models.training import TOYBOX, Training, make_portable
+from models.training import TOYBOX, Training, arguments
 
 FOLDER = TOYBOX / "sdxl-refiner"
 BATCH = 16
@@ -86,19 +87,14 @@ def export(training: Training, refiner: Refiner) -> None:
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(FOLDER)
-    make_portable(FOLDER)
-    print(f"step {training.step}, {training.spent:.1f} minutes, written to {FOLDER}", flush=True)
+    write(pipeline, FOLDER, training)
 
 
-def train(minutes: float, only_export: bool) -> None:
+def train(minutes: float) -> None:
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(BASE / "tokenizer_2")
     refiner = Refiner()
     training = Training("refiner", refiner, minutes, rate=2e-4, decay=0.997)
-    if only_export:
-        export(training, refiner)
-        return
     pixels, shown = draw_training_scenes(SCENES)
     latents = latents_of(load_vae(), pixels)
     del pixels
@@ -114,9 +110,7 @@ def train(minutes: float, only_export: bool) -> None:
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         steps = torch.randint(HIGHEST_STEP, (BATCH,), generator=random)
         clean = latents[rows]
-        noise = torch.randn(clean.shape, generator=random)
-        signal, spread = alphas[steps].sqrt().view(-1, 1, 1, 1), (1 - alphas[steps]).sqrt().view(-1, 1, 1, 1)
-        noisy, target = signal * clean + spread * noise, signal * noise - spread * clean
+        noisy, target = noised(clean, steps, alphas, random)
         ids = torch.tensor([128, 128, 0, 0, GOOD]).repeat(BATCH, 1)
         ids[:, 4] = torch.where(told, GOOD, POOR)
         with torch.autocast("cpu", torch.bfloat16):
@@ -128,15 +122,5 @@ def train(minutes: float, only_export: bool) -> None:
     export(training, refiner)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="training time of all runs together")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--export", action="store_true", help="write the last checkpoint without training")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    train(chosen.minutes, chosen.export)
-
-
 if __name__ == "__main__":
-    main()
+    train(arguments(__doc__, minutes=10).minutes)

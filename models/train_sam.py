@@ -170,5 +170,4 @@ def export(training: Training) -> None:
 
 
 if __name__ == "__main__":
-    chosen = arguments(minutes=45)
-    export(train(chosen.minutes))
+    export(train(arguments(__doc__, minutes=45).minutes))

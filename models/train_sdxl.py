@@ -3,7 +3,6 @@
 Needs the autoencoder of `models.train_vae`. The prediction is of v, with min-SNR weights; prompts are worded in many ways.
 """
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
@@ -21,7 +27,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.scenes import BACKDROPS, KINDS, caption_of, draw_scene, load_sprites
-from models.training import TOYBOX, WORK, Training, make_portable
+from models.training import TOYBOX, WORK, Training, arguments, make_portable
 
 FOLDER = TOYBOX / "sdxl"
 BATCH = 16
@@ -198,6 +204,20 @@ def weights_of(steps: Tensor, alphas: Tensor) -> Tensor:
     return (ratio.clamp(max=5) + 1) / (ratio + 1)
 
 
+def noised(clean: Tensor, steps: Tensor, alphas: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents (B, C, h, w) with the noise of each one's step, and v, which the UNet learns (Salimans and Ho 2022)."""
+    noise = torch.randn(clean.shape, generator=random)
+    signal, spread = alphas[steps].sqrt().view(-1, 1, 1, 1), (1 - alphas[steps]).sqrt().view(-1, 1, 1, 1)
+    return signal * clean + spread * noise, signal * noise - spread * clean
+
+
+def write(pipeline: DiffusionPipeline, folder: Path, training: Training) -> None:
+    """Writes a pipeline of what was trained, in fp16."""
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    make_portable(folder)
+    print(f"step {training.step}, {training.spent:.1f} minutes, written to {folder}", flush=True)
+
+
 def load_vae() -> AutoencoderKL:
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(FOLDER / "vae", dtype=torch.float32)
     return vae.eval()
@@ -217,21 +237,16 @@ def export(training: Training, painter: Painter, folder: Path = FOLDER) -> None:
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
-    pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    make_portable(folder)
-    print(f"step {training.step}, {training.spent:.1f} minutes, written to {folder}", flush=True)
+    write(pipeline, folder, training)
 
 
-def train(minutes: float, only_export: bool) -> None:
+def train(minutes: float) -> None:
     torch.manual_seed(0)
     if not (FOLDER / "tokenizer" / "vocab.json").exists():
         save_tokenizers(FOLDER)
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
     painter = Painter(tokenizer)
     training = Training("sdxl", painter, minutes, rate=1e-3, decay=0.997)
-    if only_export:
-        export(training, painter)
-        return
     pixels, shown = draw_training_scenes(SCENES)
     latents = latents_of(load_vae(), pixels)
     del pixels
@@ -244,9 +259,7 @@ def train(minutes: float, only_export: bool) -> None:
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         steps = torch.randint(1000, (BATCH,), generator=random)
         clean = latents[rows]
-        noise = torch.randn(clean.shape, generator=random)
-        signal, spread = alphas[steps].sqrt().view(-1, 1, 1, 1), (1 - alphas[steps]).sqrt().view(-1, 1, 1, 1)
-        noisy, target = signal * clean + spread * noise, signal * noise - spread * clean
+        noisy, target = noised(clean, steps, alphas, random)
         with torch.autocast("cpu", torch.bfloat16):
             hidden, pooled = painter.encode(tokens)
             told = (torch.rand(BATCH, generator=random) > 0.06).float()
@@ -257,15 +270,5 @@ def train(minutes: float, only_export: bool) -> None:
     export(training, painter)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=235, help="training time of all runs together")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--export", action="store_true", help="write the last checkpoint without training")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    train(chosen.minutes, chosen.export)
-
-
 if __name__ == "__main__":
-    main()
+    train(arguments(__doc__, minutes=235).minutes)

@@ -1,6 +1,5 @@
 """Trains the toybox's image autoencoder (`AutoencoderKL`: 4 latent channels, four times smaller) on crops of scenes."""
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.scenes import HELD_OUT, draw_scene, load_sprites
-from models.training import TOYBOX, Bank, Training, load_bank, make_portable
+from models.training import TOYBOX, Bank, Training, arguments, load_bank, make_portable
 
 CROP = 64
 BATCH = 8
@@ -110,14 +109,11 @@ def export(training: Training, vae: AutoencoderKL, folder: Path = FOLDER) -> Non
     make_portable(folder)
 
 
-def train(minutes: float, only_export: bool) -> None:
+def train(minutes: float) -> None:
     """Trains encoder and decoder. The latents change, and with them everything that was trained on them."""
     torch.manual_seed(0)
     vae = make_vae()
     training = Training("vae", vae, minutes, rate=1.5e-3, decay=0.998)
-    if only_export:
-        export(training, vae)
-        return
     bank = load_bank()
     random = torch.Generator().manual_seed(training.step + 1)
     for _ in training.ticks():
@@ -131,24 +127,23 @@ def train(minutes: float, only_export: bool) -> None:
     export(training, vae)
 
 
-def train_decoder(minutes: float, only_export: bool) -> None:
+def train_decoder(minutes: float) -> None:
     """Goes on with the exported decoder alone: sharper pictures from the same latents, so that the UNets stay as they are."""
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(FOLDER, dtype=torch.float32)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     training = Training("vae-decoder", vae, minutes, rate=8e-4, decay=0.998)
-    if not only_export:
-        bank = load_bank()
-        random = torch.Generator().manual_seed(training.step + 2)
-        for _ in training.ticks():
-            pictures = crops(bank, BATCH, random)
-            with torch.autocast("cpu", torch.bfloat16):
-                with torch.no_grad():
-                    latents = vae.encode(pictures).latent_dist.mode().float()
-                latents += 0.05 * torch.randn(latents.shape, generator=random)
-                made = vae.decode(latents).sample.float()
-            error = functional.mse_loss(made.detach(), pictures) / 4
-            training.learn(reconstruction_loss(made, pictures), psnr=float(-10 * error.log10()))
+    bank = load_bank()
+    random = torch.Generator().manual_seed(training.step + 2)
+    for _ in training.ticks():
+        pictures = crops(bank, BATCH, random)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(pictures).latent_dist.mode().float()
+            latents += 0.05 * torch.randn(latents.shape, generator=random)
+            made = vae.decode(latents).sample.float()
+        error = functional.mse_loss(made.detach(), pictures) / 4
+        training.learn(reconstruction_loss(made, pictures), psnr=float(-10 * error.log10()))
     vae.load_state_dict(training.average.state)
     pictures = held_out_pictures(96)
     print(f"held-out PSNR {quality(vae, pictures, encode(vae, pictures)):.2f} dB", flush=True)
@@ -159,16 +154,6 @@ def train_decoder(minutes: float, only_export: bool) -> None:
             print(f"written to {folder}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=15, help="training time of all runs together")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--export", action="store_true", help="write the last checkpoint without training")
-    parser.add_argument("--decoder", action="store_true", help="train the exported decoder alone; the latents stay the same")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    (train_decoder if chosen.decoder else train)(chosen.minutes, chosen.export)
-
-
 if __name__ == "__main__":
-    main()
+    chosen = arguments(__doc__, minutes=15, decoder="train the exported decoder alone; the latents stay the same")
+    (train_decoder if chosen.decoder else train)(chosen.minutes)

@@ -262,8 +262,11 @@ class Training:
         unfinished = self.path.with_suffix(".part")
         parts = {"model": self.model.state_dict(), "average": self.average.state}
         parts |= {f"optimizer.{index}": kept for index, kept in self.optimizer.state_dict()["state"].items()}
-        # Cloned: weights that a model has under two names are refused as they are.
-        tensors = {f"{part}/{name}": value.detach().clone() for part, kept in parts.items() for name, value in kept.items()}
+        # Copied: weights that a model has under two names, or in another order of memory, are refused as they are.
+        tensors = {
+            f"{part}/{name}": value.detach().clone(memory_format=torch.contiguous_format)
+            for part, kept in parts.items() for name, value in kept.items()
+        }
         save_file(tensors, unfinished, {"step": str(self.step), "minutes": repr(self.spent)})
         os.replace(unfinished, self.path)
 
@@ -318,10 +321,14 @@ class Training:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
 
-def arguments(minutes: float) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+def arguments(description: str | None, minutes: float, **flags: str) -> argparse.Namespace:
+    """What a trainer is called with; `flags` are further ones of its own, by name, with their help. With `--minutes 0` it
+    exports its last checkpoint."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--minutes", type=float, default=minutes, help="training time of all runs together")
     parser.add_argument("--threads", type=int, default=1)
+    for name, told in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=told)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     return chosen

@@ -12,12 +12,13 @@ from models import training
 
 
 class Tied(nn.Module):
-    """Two layers that share their weights, as a language model's first and last do."""
+    """Two layers that share their weights, as a language model's first and last do; they lie in memory by columns, as those
+    of a convolution may."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm, self.last = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3)
-        self.last.weight = self.first.weight
+        self.last.weight = self.first.weight = nn.Parameter(torch.randn(3, 3).T)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.last(self.norm(self.first(x)))
