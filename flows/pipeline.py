@@ -20,7 +20,7 @@ from flows.plan import PlannedStep, Planner, make_plan
 from flows.reading import Value
 from flows.remote import caller_on
 from flows.report import Writer, leave, markdown, new_run_folder
-from flows.results import Result, Watcher
+from flows.results import Watcher
 from flows.spec import PIPELINE_NAME, Models, Param, Spec, StepSpec, dump, parse, read
 from flows.store import open_store
 from flows.sweep import Sweep, swept, values_of
@@ -173,8 +173,8 @@ class Pipeline:
         )
         began = time.perf_counter()
 
+        from flows.flow_run import as_flow
         from flows.server import connected
-        from flows.tasks import as_flow
 
         with connected(say):
 
@@ -210,7 +210,7 @@ class Pipeline:
     def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
         """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve
         on a schedule. `options` are those of `run` but `say`; the flow gives the run's summary."""
-        from flows.tasks import as_flow
+        from flows.flow_run import as_flow
 
         def body(**params: Any) -> State[dict[str, Any]]:
             return _in_flow(*self._execution(params, **options), Path(out), metadata)
@@ -232,18 +232,17 @@ def _in_flow(
 ) -> State[dict[str, Any]]:
     """Run a graph inside the current flow, leave its files and its report, and give the state that holds the summary. `shown`
     are the parameters that the run's page tells, where the flow has none of its own."""
-    from flows.tasks import run_in_flow
+    from flows.flow_run import end_run, name_run, run_graph
 
     started = time.monotonic()
     graph, run = execution.graph, new_run_folder(out, execution.graph.name)
+    name_run(run.name, graph.name, shown)
     writer = Writer(graph, run, metadata, execution)
     execution.finished = writer
-
-    def report(result: Result) -> dict[str, Any]:
-        grids = write_grids(swept, graph, run, execution.values, result.failures)
-        return leave(execution, run, writer.written(), started, grids)
-
-    return run_in_flow(execution, run.name, report, lambda found: markdown(graph, found), shown)
+    result = run_graph(execution)
+    grids = write_grids(swept, graph, run, execution.values, result.failures)
+    found = leave(execution, run, writer.written(), started, grids)
+    return end_run(found, markdown(graph, found))
 
 
 def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:

@@ -106,10 +106,10 @@ def test_pipelines_compose_with_flows_and_tasks_of_ones_own(workplace: Workplace
 
 
 LONG = """
-import flows.tasks
+import flows.flow_run
 from flows import Pipeline
 
-flows.tasks.PROGRESS_EVERY = 0.0  # any run is a long one then
+flows.flow_run.PROGRESS_EVERY = 0.0  # any run is a long one then
 Pipeline.from_yaml("find.yaml").run({"photos": "photos"}, store="kept", out="made")
 """
 
