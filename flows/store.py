@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,8 @@ class Store:
         return found
 
     def _opened(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.folder / "files.sqlite", timeout=30, isolation_level=None)
+        file = self.folder / "files.sqlite"
+        database = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False, factory=_Database)
         ends = time.monotonic() + 30
         while True:
             try:
@@ -343,11 +344,12 @@ class Store:
         self.objects.delete(found.name for found in gone)
         return sum(found.size for found in gone)
 
-    def close(self) -> None:
-        """Let go of this thread's database connection."""
-        if hasattr(self._local, "database"):
-            with closing(self._local.database):
-                del self._local.database
+
+class _Database(sqlite3.Connection):
+    """One thread's connection, closed when the thread ends or the store is dropped, whichever thread does that."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 RECENT_BYTES = 512 * 2**20

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -271,7 +273,7 @@ def test_a_node_whose_code_changed_has_a_new_version() -> None:
 
 
 def noted() -> dict[str, list[str]]:
-    """For each shipped node its version and a digest of its module without docstrings and comments."""
+    """For each shipped node its version and a digest of its module's lines without docstrings and comments."""
     from hashlib import sha256
 
     import nodes
@@ -280,12 +282,23 @@ def noted() -> dict[str, list[str]]:
     found = {}
     for name, cls in sorted(registered().items()):
         if cls.__module__.startswith("nodes.") and getattr(nodes, name, None) is cls:
-            tree = ast.parse(Path(sys.modules[cls.__module__].__file__ or "").read_text("utf-8"))
-            for part in ast.walk(tree):
-                if isinstance(part, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(part) is not None:
-                    part.body = part.body[1:]
-            found[name] = [cls.version, sha256(ast.unparse(tree).encode()).hexdigest()[:16]]
+            text = Path(sys.modules[cls.__module__].__file__ or "").read_text("utf-8")
+            found[name] = [cls.version, sha256("\n".join(code_lines(text)).encode()).hexdigest()[:16]]
     return found
+
+
+def code_lines(text: str) -> list[str]:
+    """Not by way of `ast.unparse`, which writes the same code differently in each version of Python."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for part in ast.walk(ast.parse(text)):
+        if isinstance(part, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(part) is not None:
+            first = part.body[0]
+            lines[first.lineno - 1 : first.end_lineno] = [""] * ((first.end_lineno or 0) - first.lineno + 1)
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 if __name__ == "__main__":
