@@ -39,8 +39,10 @@ from prefect.workers.process import ProcessWorker
 
 from flows.describe import params_schema
 from flows.pipeline import Pipeline
+from flows.plan import identified
 from flows.reading import Value
 from flows.server import address, connected
+from flows.store import open_store
 from flows.tasks import run_pipeline
 from nodes.errors import UserError, nearest
 
@@ -90,14 +92,14 @@ def deploy(
     directory. `interval` is in seconds. Gives its name.
 
     Raises:
-        PipelineError: the pipeline or a param is wrong.
+        PipelineError: the pipeline or a param is wrong, or a model is not on this machine.
         UserError: the schedule is none, or the pipeline has no file.
         ServerError: no Prefect server answers.
     """
     schedule = _schedule(cron, interval, rrule, timezone)
     if not Path(pipeline.spec.file).is_file():
         raise UserError(f'"{pipeline.spec.name}" has no file to run from: write pipeline.to_yaml() to one, and deploy that')
-    pipeline.graph(params, models)  # what is wrong is said now, and not at two in the night
+    identified(pipeline.graph(params, models), open_store(store))  # what is wrong is said now, and not at two in the night
     name = name or pipeline.spec.name
     given = {
         "pipeline": os.path.abspath(pipeline.spec.file), "params": dict(params or {}), "models": models,

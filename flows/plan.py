@@ -43,6 +43,28 @@ class Call:
     manifest: Manifest | None = None
 
 
+def identified(graph: Graph, store: Store) -> Mapping[Model, str]:
+    """The identity of each model in a graph.
+
+    Raises:
+        PipelineError: a model is not on this machine.
+    """
+    found: dict[Model, str] = {}
+    problems = []
+    for step in graph:
+        for name in type(step.node).model_fields:
+            value = getattr(step.node, name)
+            if isinstance(value, Model) and value not in found:
+                try:
+                    found[value] = model_identity(value, store.file_digest)
+                except ModelError as error:
+                    problems.append(graph.spec.problem(f'step "{step.name}": {error}', "steps", step.name, name))
+                    found[value] = ""
+    if problems:
+        raise PipelineError(problems)
+    return found
+
+
 @dataclass
 class Planner:
     """Looks calls up. `force` names steps that are to run whatever the store has."""
@@ -77,25 +99,8 @@ class Planner:
 
     @cached_property
     def models(self) -> Mapping[Model, str]:
-        """The identity of each model in the graph.
-
-        Raises:
-            PipelineError: a model is not on this machine.
-        """
-        found: dict[Model, str] = {}
-        problems = []
-        for step in self.graph:
-            for name in type(step.node).model_fields:
-                value = getattr(step.node, name)
-                if isinstance(value, Model) and value not in found:
-                    try:
-                        found[value] = model_identity(value, self.store.file_digest)
-                    except ModelError as error:
-                        problems.append(self.graph.spec.problem(f'step "{step.name}": {error}', "steps", step.name, name))
-                        found[value] = ""
-        if problems:
-            raise PipelineError(problems)
-        return found
+        """The identity of each model in the graph."""
+        return identified(self.graph, self.store)
 
     @cached_property
     def identities(self) -> Mapping[str, tuple[Mapping[str, Any], Digest]]:

@@ -243,6 +243,15 @@ def test_a_wrong_deployment_is_refused(workplace: Workplace, words: str, message
     assert not asked(workplace, "deployments", {"deployments": {"name": {"any_": ["parts"]}}})
 
 
+def test_a_deployment_whose_models_are_not_there_is_refused(workplace: Workplace) -> None:
+    ran = workplace.photoloom("deploy", "find_similar.yaml", "--interval", "60", "--models", "photo")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert re.search(
+        r'find_similar.yaml:\d+:\d+: step "\w+": model "facebook/dinov2-small@main" is not on this machine; fetch it with: hf ',
+        ran.stderr,
+    ), ran.stderr
+
+
 def test_deployments_are_listed_changed_paused_and_deleted(workplace: Workplace) -> None:
     def line() -> str:
         lines = workplace.photoloom("deployments", "list").stdout.splitlines()
