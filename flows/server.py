@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +12,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nodes.errors import ServerError
+
+if TYPE_CHECKING:
+    import psutil
 
 HOST, WAIT = "127.0.0.1", 60
 PORT = int(os.environ.get("PHOTOLOOM_SERVER_PORT", "4200"))
@@ -44,54 +49,106 @@ def answers(url: str) -> bool:
         return False
 
 
-def start() -> subprocess.Popen[str] | None:
-    """Begin to start the local server unless one answers; gives the command that starts it. Does not wait for it."""
+def start() -> subprocess.Popen[bytes] | None:
+    """Begin to start the local server, unless one answers or begins to; gives its process. Does not wait for it.
+
+    Raises:
+        ServerError: its port is taken, or this user's server is at another.
+
+    Not by `prefect server start --background`: what that one logs goes to a pipe that nobody reads, and at the first line
+    it ends (rich takes a broken pipe for its user's wish). Ours logs to a file; the note of its number is where Prefect's
+    commands look for it.
+    """
     if answers(local_url()):
         return None
-    _forget_dead_server()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--background", "--host", HOST, "--port", str(PORT)]
-    return subprocess.Popen(
-        command, env={**LASTING, **os.environ, **QUIET}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True, text=True,
-    )
+    if running := _noted_server():
+        if str(PORT) in running.cmdline():
+            return None
+        raise ServerError(
+            f"no Prefect server answers at {local_url()}, and this user's is at another port; name that one in "
+            "PHOTOLOOM_SERVER_PORT, or stop it with: photoloom server stop"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, PORT))
+        except OSError:
+            raise ServerError(
+                f"no Prefect server could be started: port {PORT} is taken by a program that does not answer as one does; "
+                "name a free port in PHOTOLOOM_SERVER_PORT"
+            ) from None
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(PORT)]
+    _noted().parent.mkdir(parents=True, exist_ok=True)
+    with _log().open("ab") as log:
+        process = subprocess.Popen(
+            command, env={**LASTING, **os.environ, **QUIET}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )
+    try:
+        with _noted().open("x") as note:
+            note.write(str(process.pid))
+    except FileExistsError:  # another was quicker
+        process.terminate()
+        process.wait()
+        return None
+    return process
 
 
-def _forget_dead_server() -> None:
-    """Remove the note of a background server that is no more: after a crash or a reboot Prefect would not start another."""
-    import psutil
+def _noted() -> Path:
+    """Where Prefect keeps the number of the background server's process."""
     from prefect.settings import PREFECT_HOME
 
-    noted = Path(PREFECT_HOME.value()) / "server.pid"
+    return Path(PREFECT_HOME.value()) / "server.pid"
+
+
+def _log() -> Path:
+    return _noted().with_suffix(".log")
+
+
+def _noted_server() -> psutil.Process | None:
+    """The background server. The note of one that is no more would keep another from starting: it goes."""
+    import psutil
+
     try:
-        words = psutil.Process(int(noted.read_text())).cmdline()
-    except psutil.NoSuchProcess:
-        words = []
+        process = psutil.Process(int(_noted().read_text()))
+        words = " ".join(process.cmdline())
     except (OSError, ValueError, psutil.Error):
-        return
-    if not any("prefect" in word for word in words):  # none, a dead one, or another that has its number now
-        noted.unlink(missing_ok=True)
+        words = ""
+    if "prefect" in words and "server" in words:
+        return process
+    _noted().unlink(missing_ok=True)  # none, a dead one, or another program has its number now
+    return None
 
 
-def wait(url: str, starting: subprocess.Popen[str] | None = None) -> None:
+def wait(url: str, starting: subprocess.Popen[bytes] | None = None) -> None:
     """Wait until a server answers, for a minute, or for two where one is being started.
 
     Raises:
-        ServerError: none does, or the command that starts one failed.
+        ServerError: none does, or the one that was started ended.
     """
     ends = time.monotonic() + WAIT * (2 if starting else 1)
     while not answers(url):
-        if starting and starting.poll():
-            said = starting.stdout.read().strip().splitlines() if starting.stdout else []
-            raise ServerError(f"no Prefect server could be started at {url}: {' '.join(line.strip() for line in said)}")
+        if starting and starting.poll() is not None:
+            raise ServerError(f"no Prefect server could be started at {url}; what it said is in {_log()}")
         if time.monotonic() > ends:
             raise ServerError(f"no Prefect server answers at {url}; start one with: photoloom server start")
         time.sleep(0.1)
+    if starting:
+        starting.returncode = 0  # it stays, and nobody waits for its end
 
 
 def stop() -> None:
-    """Stop the local server."""
-    command = [sys.executable, "-m", "prefect", "server", "stop"]
-    subprocess.run(command, env={**os.environ, **QUIET}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    """Stop the local server, and wait until it has ended.
+
+    Raises:
+        ServerError: it was not started in the background.
+    """
+    if running := _noted_server():
+        running.terminate()
+        running.wait(WAIT)
+        _noted().unlink(missing_ok=True)
+    if answers(local_url()):
+        raise ServerError(f"the Prefect server at {local_url()} was not started in the background: end it where it was started")
 
 
 def address(say: object = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -129,22 +130,56 @@ def test_a_long_run_tells_how_far_it_is_and_what_rests_on_what(workplace: Workpl
     assert [found["data"] for found in artifacts if found["type"] == "progress"] == [100.0]
 
 
-def test_a_server_that_died_does_not_keep_another_from_starting(workplace: Workplace) -> None:
+def own_server(workplace: Workplace, **known: str) -> dict[str, str]:
+    """The environment of a machine that is to have another server than the one that tests share."""
     home = workplace.folder / "home"
     home.mkdir()
-    (home / "server.pid").write_text(str(os.getpid()))  # the number is another process's by now
-    environment = {
+    return {
         **workplace.environment, "PREFECT_HOME": str(home), "PHOTOLOOM_SERVER_PORT": str(free_port()),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db", **known,
     }
+
+
+def test_a_server_stays_and_logs_and_none_that_died_keeps_it_from_starting(workplace: Workplace) -> None:
+    environment = own_server(workplace, PREFECT_SERVER_LOGGING_LEVEL="DEBUG")
+    home = Path(environment["PREFECT_HOME"])
+    (home / "server.pid").write_text(str(os.getpid()))  # the number is another process's by now
     try:
-        began = command(environment, workplace.folder, "server", "start")
-        assert began.returncode == 0, began.stderr
-        assert command(environment, workplace.folder, "server", "start").stdout.startswith("already running: ")
-        os.kill(int(Path(home / "server.pid").read_text()), 0)
+        words = [sys.executable, "-m", "flows", "server", "start"]
+        starts = [
+            subprocess.Popen(words, env={**environment, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        said = sorted(start.communicate(timeout=120)[0].split(":")[0] for start in starts)
+        assert said == ["already running", "started"]
+        before = (home / "server.log").stat().st_size
+        for _ in range(20):
+            ask_server(environment, "flows/filter", {})
+        assert (home / "server.log").stat().st_size > before
+        elsewhere = command({**environment, "PHOTOLOOM_SERVER_PORT": str(free_port())}, workplace.folder, "server", "start")
+        assert elsewhere.returncode == 2
+        assert "this user's is at another port; name that one in PHOTOLOOM_SERVER_PORT" in elsewhere.stderr
     finally:
         assert command(environment, workplace.folder, "server", "stop").stdout == "stopped\n"
     assert command(environment, workplace.folder, "server", "status").returncode == 1
+
+
+def test_a_server_that_cannot_start_says_why(workplace: Workplace) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        taken = command({**own_server(workplace), "PHOTOLOOM_SERVER_PORT": port}, workplace.folder, "server", "start")
+    assert (taken.returncode, taken.stderr) == (2, (
+        f"photoloom: no Prefect server could be started: port {port} is taken by a program that does not answer as one does; "
+        "name a free port in PHOTOLOOM_SERVER_PORT\n"
+    ))
+    (workplace.folder / "home").rmdir()
+    environment = own_server(workplace, PREFECT_API_DATABASE_CONNECTION_URL="sqlite+aiosqlite:////no/such/folder/prefect.db")
+    failed = command(environment, workplace.folder, "server", "start")
+    log = workplace.folder / "home" / "server.log"
+    assert (failed.returncode, failed.stderr) == (
+        2, f"photoloom: no Prefect server could be started at {api_of(environment)}; what it said is in {log}\n"
+    )
+    assert "unable to open database file" in log.read_text()
 
 
 def test_a_flows_form_shows_help_bounds_and_choices() -> None:
