@@ -327,7 +327,7 @@ def info(store: StoreAt = STORE, as_json: Json = False) -> None:
 def gc(
     max_size: Annotated[str, typer.Option(help="What the store may take: bytes, or with K, M, G.")], store: StoreAt = STORE
 ) -> None:
-    """Remove the oldest results until the store is small enough."""
+    """Remove what was used longest ago until the store is small enough."""
     from flows.objects import bytes_of
     from flows.store import open_store
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -18,10 +19,11 @@ S = TypeVar("S")
 T = TypeVar("T")
 Parts = Sequence[bytes | memoryview]
 """The bytes to write, one part after another."""
+DAY = 86_400
 
 
 class Found(NamedTuple):
-    """A name that is there, its size in bytes, and when it was written, in seconds since 1970."""
+    """A name that is there, its size in bytes, and when it was written (or said to be of use), in seconds since 1970."""
 
     name: str
     size: int
@@ -55,6 +57,9 @@ class Objects(Protocol):
 
     def replace(self, name: str, parts: Parts) -> None:
         """Write them, whatever is there."""
+
+    def used(self, name: str) -> None:
+        """It was of use, which may count like writing it. Costs next to nothing: it may be forgotten, or be a day late."""
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove those that are there."""
@@ -162,6 +167,12 @@ class Folder:
             draft.unlink(missing_ok=True)
             raise StoreError(f"the store cannot be written: {path.parent}: {error.strerror or error}") from error
         draft.replace(path)
+
+    def used(self, name: str) -> None:
+        """Set the file's time of change to now, once a day at most."""
+        with suppress(OSError):
+            if time.time() - os.stat(self._base + name).st_mtime > DAY:
+                os.utime(self._base + name)
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files."""

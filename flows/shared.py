@@ -74,6 +74,9 @@ class Shared:
         self.bucket.write(name, b"".join(parts))
         self._copies.replace(name, parts)
 
+    def used(self, name: str) -> None:
+        """Nothing: a bucket has no time but that of writing, and each request has its price."""
+
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects, and their copies here."""
         gone = list(names)

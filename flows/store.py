@@ -179,7 +179,10 @@ class Store:
             Damaged: the manifest does not match its own digest.
         """
         name = manifest_name(key)
-        return self._manifest(name, self.objects.read(name))
+        found = self._manifest(name, self.objects.read(name))
+        if found:
+            self.objects.used(name)
+        return found
 
     @staticmethod
     def _manifest(name: str, data: bytes | None) -> Manifest | None:
@@ -321,10 +324,10 @@ class Store:
                 yield found.name, found.size, refs
 
     def collect(self, max_bytes: int) -> int:
-        """Remove the results made longest ago until the store takes at most `max_bytes`; gives the bytes freed.
+        """Remove results until the store takes at most `max_bytes`; gives the bytes freed.
 
-        Values that a kept result still names stay. What was written in the last minutes stays too: another process
-        may be about to name it.
+        In a folder those go first that were used longest ago (to within a day), in a bucket those made longest ago. Values that
+        a kept result still names stay, and what was written in the last minutes: another process may be about to name it.
         """
         manifests = sorted(self.objects.listed("manifests"), key=lambda found: found.modified, reverse=True)
         blobs = {digest_in(found.name): found for found in self.objects.listed("blobs")}

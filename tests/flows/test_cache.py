@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from importlib import util
 from pathlib import Path
 
 import pytest
 
 from flows.execute import Execution
-from flows.objects import blob_name, manifest_name
+from flows.objects import DAY, blob_name, manifest_name
 from flows.pipeline import Pipeline
 from flows.plan import Call, Planner, make_plan
 from flows.store import Ref, Store
@@ -192,6 +193,21 @@ def test_what_was_removed_from_the_store_runs_again(photos: Path, run: Run, stor
     assert store.info()["results"] == 0
     again = run(chain(photos))
     assert again.result.steps["photo"].reasons == {"removed from the store": 3}
+
+
+def test_what_is_used_stays_longest_in_a_store_that_is_too_large(photos: Path, run: Run, store: Store) -> None:
+    ran = run(chain(photos))
+    keys = [first_call(ran, step, 0).key for step in ("photo", "negative")]
+    for path in (store.folder / "manifests").glob("*/*"):
+        os.utime(path, (time.time() - 3 * DAY,) * 2)
+    used = store.look_up(keys[1])
+    assert used is not None
+    least = sum((store.folder / name).stat().st_size for name in (
+        manifest_name(keys[1]), *(blob_name(ref.digest) for ref in used.refs())
+    ))
+    store.collect(least)
+    assert [store.look_up(key) is not None for key in keys] == [False, True]
+    assert store.info()["results"] == 1
 
 
 def test_verify_names_and_removes_what_is_damaged(photos: Path, run: Run, store: Store) -> None:
