@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,13 +25,15 @@ from nodes.artifacts import Artifact, Score
 from nodes.base import Model, Node, Source
 from nodes.batches import BatchSize, grouping
 from nodes.errors import Damaged, OutOfMemory, PhotoloomError, Unreachable, UserError
-from nodes.resident import in_a_lane, lanes
+from nodes.resident import in_a_lane, lanes, release
 from nodes.running import listening
 
 T = TypeVar("T")
 
 PAUSES = (1.0, 5.0)
 """Seconds before a call is tried again whose cause may pass."""
+UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
+"""What Python has no class of its own for."""
 
 Outcome = Manifest | Failure
 Part = Callable[[Bound, int, int], None]
@@ -100,12 +103,18 @@ class Caller:
         What may pass, a fault of the network or memory that is short for one, is tried again a few times."""
         size, inner = self._size(step)
         started = perf_counter()
+        error: Exception | None = None
         try:
             with grouping(inner):
                 values = self._call(step, calls)
-        except Exception as error:
+        except OutOfMemory as short:
+            error = OutOfMemory(str(short))  # one without the frames of the call, which hold what memory is short for
+        except Exception as raised:
+            error = raised
+        if error:
             if isinstance(error, OutOfMemory):
                 size.short(len(calls))
+                release()  # with the frames gone, what they held can be given back too
             if _may_pass(error, len(calls)) and step.name not in self._lasting:
                 if tried < len(PAUSES):
                     sleep(PAUSES[tried])
@@ -254,6 +263,8 @@ def _may_pass(error: BaseException | None, count: int) -> bool:
         return count == 1
     while error is not None and not isinstance(error, UserError):
         if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+            return True
+        if isinstance(error, OSError) and error.errno in UNREACHABLE:
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -73,7 +73,7 @@ class Execution:
         self.only = graph.needed(only) if only else set(graph.steps)
         self.max_failures, self.watcher, self.finished = max_failures, watcher, finished
         self.result = Result({name: StepResult() for name in graph.steps if name in self.only})
-        self._window_size = WindowSize(window, store)
+        self._window_size = WindowSize(window)
         self._claims = store.objects.claims()
         self._caller = caller(
             self.planner, store, self.clock, self._remake, watcher.part if watcher else None, batch
@@ -160,8 +160,7 @@ class Execution:
             for step in each.steps:
                 self._finish_late(step, around)
         self._settle()
-        self._window_size.took(len(each.window or ()))
-        self.store.turn()
+        self._window_size.took(len(each.window or ()), self.store.turn())
 
     def _finish_late(self, step: Bound, around: Around) -> None:
         if step.name in self._behind:

@@ -180,11 +180,14 @@ class Folder:
             (self.folder / name).unlink(missing_ok=True)
 
     def listed(self, folder: str) -> Iterator[Found]:
-        """The files below a folder, but for drafts and what is removed meanwhile."""
+        """The files below a folder, but for drafts and what is removed meanwhile. A draft whose writer died is removed."""
         for path in (self.folder / folder).glob("*/*"):
             with suppress(FileNotFoundError):
-                if not path.name.startswith("."):
-                    stat = path.stat()
+                stat = path.stat()
+                if path.name.startswith("."):
+                    if time.time() - stat.st_mtime > DAY:
+                        path.unlink()
+                else:
                     yield Found(f"{folder}/{path.parent.name}/{path.name}", stat.st_size, stat.st_mtime)
 
     def together(self, work: Callable[[S], T], items: Iterable[S]) -> list[T]:

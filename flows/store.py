@@ -73,7 +73,7 @@ class Store:
         self._lock = threading.Lock()
         self._recent: dict[Digest, tuple[Artifact, int]] = {}
         self._before: dict[Digest, tuple[Artifact, int]] = {}
-        self._recent_bytes = 0
+        self._recent_bytes = self._moved = 0
 
     @property
     def url(self) -> str:
@@ -141,19 +141,20 @@ class Store:
                 return
             self._recent[digest] = (value, size)
             self._recent_bytes += size
-            full = self._recent_bytes > RECENT_BYTES
-        if full:
-            self.turn()
+            if self._recent_bytes > RECENT_BYTES:
+                self._let_go()
 
-    def turn(self) -> None:
-        """A window is through: let go of the values that were last used in the window before."""
+    def _let_go(self) -> None:
+        self._before, self._recent = self._recent, {}
+        self._moved, self._recent_bytes = self._moved + self._recent_bytes, 0
+
+    def turn(self) -> int:
+        """A window is through: let go of the values that were last used in the window before. Gives the bytes of those that
+        were used in this one."""
         with self._lock:
-            self._before, self._recent, self._recent_bytes = self._recent, {}, 0
-
-    @property
-    def at_hand(self) -> int:
-        """Bytes of the values used in this window."""
-        return self._recent_bytes
+            self._let_go()
+            moved, self._moved = self._moved, 0
+        return moved
 
     # --- what a key gave ---
 

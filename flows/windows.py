@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from flows.elements import Elements
 from flows.graph import Bound, Graph, Lineage
-from flows.store import Store
 
 FIRST, LARGEST = 16, 256
+LEAST = 8
+"""So many make a batch worth it; where memory does not hold them, the store reads again what it let go of."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def rounds(graph: Graph, elements: Elements, size: Callable[[], int], only: set[
 class WindowSize:
     """How many elements go through the steps together: `fixed`, or as many as memory holds by what those before took."""
 
-    def __init__(self, fixed: int | None, store: Store) -> None:
-        self._fixed, self._store = fixed, store
+    def __init__(self, fixed: int | None) -> None:
+        self._fixed = fixed
         self._size = fixed or FIRST
         self._budget = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 64, 256 * 2**20)
 
@@ -60,7 +61,7 @@ class WindowSize:
         """The size of the next window."""
         return self._size
 
-    def took(self, elements: int) -> None:
-        """A window of so many elements is through; the values it moved are still at the store's hand."""
-        if not self._fixed and elements and (each := self._store.at_hand // elements):
-            self._size = max(1, min(self._budget // each, 2 * self._size, LARGEST))
+    def took(self, elements: int, moved: int) -> None:
+        """A window of so many elements is through, which moved values of so many bytes."""
+        if not self._fixed and elements and (each := moved // elements):
+            self._size = max(LEAST, min(self._budget // each, 2 * self._size, LARGEST))

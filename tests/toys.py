@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -212,8 +214,15 @@ class Write(Sink):
         return File(image.pixels.reshape(-1), ".raw")
 
 
+class Plate:
+    """What a hungry node holds while it is at work."""
+
+
+plates: weakref.WeakSet[Plate] = weakref.WeakSet()
+
+
 class Hungry(Node):
-    """Passes pictures on, and has memory for `most` at once."""
+    """Passes pictures on, and has memory for `most` at once: a plate for each, with those that are still about."""
 
     version: ClassVar[str] = "1"
     most: int
@@ -223,7 +232,9 @@ class Hungry(Node):
 
     def run_batch(self, image: list[Image]) -> list[Image]:
         calls.append(f"Hungry×{len(image)}")
-        if len(image) > self.most:
+        mine = [Plate() for _ in image]
+        plates.update(mine)
+        if len(plates) > self.most:
             raise OutOfMemory("memory is too short for the toy")
         return image
 
@@ -297,7 +308,10 @@ class Flaky(Node):
         calls.append("Flaky")
         if calls.count("Flaky") <= self.times:
             try:
-                raise ConnectionResetError("the other side hung up")
-            except ConnectionResetError as error:
+                raise (
+                    ConnectionResetError("the other side hung up") if calls.count("Flaky") % 2
+                    else OSError(errno.ENETUNREACH, "Network is unreachable")
+                )
+            except OSError as error:
                 raise (RuntimeError if self.network else UserError)("no answer") from error
         return image

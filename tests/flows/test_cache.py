@@ -210,6 +210,19 @@ def test_what_is_used_stays_longest_in_a_store_that_is_too_large(photos: Path, r
     assert store.info()["results"] == 1
 
 
+def test_what_a_writer_that_died_began_is_gone_after_a_day(photos: Path, run: Run, store: Store) -> None:
+    run(chain(photos))
+    folder = next((store.folder / "blobs").iterdir())
+    old, young = folder / ".old.1.1", folder / ".young.2.2"
+    for draft in (old, young):
+        draft.write_bytes(b"1")
+    os.utime(old, (time.time() - DAY - 60,) * 2)
+    before = store.info()
+    store.collect(2**30)
+    assert (old.exists(), young.exists()) == (False, True)
+    assert store.info() == before
+
+
 def test_verify_names_and_removes_what_is_damaged(photos: Path, run: Run, store: Store) -> None:
     ran = run(chain(photos))
     digest = first_ref(ran, "photo").digest

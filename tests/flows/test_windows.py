@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flows.claims import Claims
@@ -16,6 +17,7 @@ from flows.execute import Execution
 from flows.pipeline import Pipeline
 from flows.report import Writer
 from flows.store import Store
+from flows.windows import LARGEST, LEAST, WindowSize
 from nodes import Image, Text
 from nodes.batches import BatchSize, grouping, in_batches
 from nodes.errors import OutOfMemory, StoreError
@@ -124,6 +126,26 @@ def test_windows_grow_as_far_as_memory_allows(many: Path, store: Store) -> None:
     graph = Pipeline.from_yaml(f'name: x\nsteps:\n  photo: {{node: Grey, path: "{many}"}}\n').graph()
     Watched(graph, store).run()
     assert sizes[0] == 16 and sum(sizes) == 120 and max(sizes) > 16
+
+
+def test_windows_of_large_pictures_are_small_also_where_the_store_let_go_of_some(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.store.RECENT_BYTES", 3 * 2**20)
+    for number in range(16):
+        store.put(Image(np.full((1024, 1024, 1), number, np.uint8)))
+    moved = store.turn()
+    assert 16 * 2**20 < moved < 16.1 * 2**20
+    assert store.turn() == 0
+    size = WindowSize(None)
+    monkeypatch.setattr(size, "_budget", 12 * 2**20)
+    size.took(16, moved)
+    assert size.size() == 11
+    size.took(11, 11 * 100 * 2**20)
+    assert size.size() == LEAST
+    for _ in range(8):
+        size.took(8, 8)
+    assert size.size() == LARGEST
 
 
 # --- batches ---
