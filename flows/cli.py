@@ -39,6 +39,7 @@ Allow = Annotated[list[Path] | None, typer.Option(help="A further folder that th
 Own = Annotated[list[Path] | None, typer.Option("--nodes", metavar="FILE", help="A Python file with node classes of your own.")]
 Only = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step and what it rests on.")]
 Force = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step whatever the store has.")]
+MaxFailures = Annotated[int | None, typer.Option(min=0, help="Stop when more elements than this have failed.")]
 On = Annotated[str | None, typer.Option(
     metavar="here|worker", help="Where steps with a model are made; else on a worker, if one is found.",
 )]
@@ -112,7 +113,7 @@ def _pair(pipeline: Any, option: str, text: str, form: str) -> tuple[str, str]:
 def run(
     pipeline: File, set_: Set = None, sweep: Sweep = None, models: Models = None, store: StoreAt = STORE,
     out: Out = Path("outputs"), allow: Allow = None, own: Own = None, only: Only = None, force: Force = None,
-    max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more elements than this have failed.")] = None,
+    max_failures: MaxFailures = None,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Do not write into pictures how they were made.")] = False,
     window: Annotated[str, typer.Option(help="Elements that go through the steps together: auto, or a number.")] = "auto",
     batch: Annotated[str, typer.Option(help="Elements that go through a model at once: auto, or a number.")] = "auto",
@@ -126,11 +127,12 @@ def run(
     values, swept = _values(found, set_), _sweep(found, sweep)
     sizes = {"window": _size("--window", window), "batch": _size("--batch", batch)}
 
-    def once() -> str:
+    def once(apart_from: frozenset[Path] = frozenset()) -> str:
         with (Lines() if as_json else watcher()) as watched:
             result = found.run(
                 values, sweep=swept, models=models, store=store, out=out, allow=allow or (), only=only or (), force=force or (),
-                max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say, on=on, **sizes,
+                max_failures=max_failures, metadata=not no_metadata, watcher=watched, say=_say, on=on,
+                apart_from=apart_from, **sizes,
             )
         if as_json:
             json.dump(result.summary, sys.stdout, ensure_ascii=False)
@@ -145,14 +147,15 @@ def run(
     _watching(watch, (out, *([Path(store)] if "://" not in store else [])), once)
 
 
-def _watching(folder: Path, apart_from: Sequence[Path], run: Callable[[], object]) -> None:
-    """Run whenever files below a folder have come and are whole; what goes wrong in one run does not end the next."""
+def _watching(folder: Path, apart_from: Sequence[Path], run: Callable[[frozenset[Path]], object]) -> None:
+    """Run whenever files below a folder have come and are whole, without those that are not; what goes wrong in one run does
+    not end the next."""
     from flows.watch import batches
 
     _say(f"watching {folder}; Ctrl-C ends it")
-    for _ in batches(folder, apart_from):
+    for arrived in batches(folder, apart_from):
         try:
-            run()
+            run(arrived.unfinished)
         except UserError as error:
             _say(str(error))
 
@@ -249,7 +252,7 @@ def deploy(
     rrule: Annotated[str | None, typer.Option(metavar="RULE", help="When to run, as a calendar's recurrence rule.")] = None,
     timezone: Annotated[str | None, typer.Option(metavar="ZONE", help="Whose clock to go by: Europe/Paris; else UTC.")] = None,
     set_: Set = None, models: Models = None, store: StoreAt = STORE, out: Out = Path("outputs"),
-    allow: Allow = None, own: Own = None,
+    allow: Allow = None, own: Own = None, max_failures: MaxFailures = None,
     name: Annotated[str | None, typer.Option(help="The deployment's name; else the pipeline's.")] = None,
 ) -> None:
     """Run a pipeline on a schedule, in this working directory: makes a deployment, or changes the one of that name."""
@@ -258,9 +261,10 @@ def deploy(
 
     made = deployments.deploy(
         found, cron=cron, interval=interval, rrule=rrule, timezone=timezone, params=_values(found, set_), models=models,
-        store=store, out=out, nodes=own or (), allow=allow or (), name=name,
+        store=store, out=out, nodes=own or (), allow=allow or (), max_failures=max_failures, name=name,
     )
-    print(f"{made}: deployed; runs while `photoloom serve` does")
+    paused = f"and paused, as it was: photoloom deployments resume {made.name}"
+    print(f"{made.name}: deployed{', ' + paused if made.paused else '; runs while `photoloom serve` does'}")
 
 
 @app.command()

@@ -86,10 +86,10 @@ def deploy(
     pipeline: Pipeline, *, cron: str | None = None, interval: int | None = None, rrule: str | None = None,
     timezone: str | None = None, params: Mapping[str, Value] | None = None, models: str | None = None,
     store: str | Path = "outputs/store", out: str | Path = "outputs", nodes: Sequence[Path] = (), allow: Sequence[Path] = (),
-    name: str | None = None,
-) -> str:
+    max_failures: int | None = None, name: str | None = None,
+) -> Deployed:
     """Create a deployment, or update the one of that name: the pipeline's file, run on a schedule in today's working
-    directory. `interval` is in seconds. Gives its name.
+    directory. `interval` is in seconds. One that is paused stays so.
 
     Raises:
         PipelineError: the pipeline or a param is wrong, or a model is not on this machine.
@@ -104,19 +104,19 @@ def deploy(
     given = {
         "pipeline": os.path.abspath(pipeline.spec.file), "params": dict(params or {}), "models": models,
         "store": _absolute(store), "out": _absolute(out), "nodes": [os.path.abspath(file) for file in nodes],
-        "allow": [os.path.abspath(folder) for folder in allow],
+        "allow": [os.path.abspath(folder) for folder in allow], "max_failures": max_failures,
     }
     with _client() as client:
         _make_pool(client)
-        client.create_deployment(
-            client.create_flow_from_name(pipeline.spec.name), name, entrypoint=ENTRYPOINT, work_pool_name=POOL, paused=False,
+        made = client.create_deployment(
+            client.create_flow_from_name(pipeline.spec.name), name, entrypoint=ENTRYPOINT, work_pool_name=POOL,
             schedules=[DeploymentScheduleCreate(schedule=schedule)], parameters=given, tags=[pipeline.spec.name],
             parameter_openapi_schema=_form(pipeline), enforce_parameter_schema=True, description=pipeline.spec.description,
             concurrency_limit=1,
             concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
             job_variables={"working_dir": os.getcwd(), "command": COMMAND},
         )
-    return name
+        return _described(client, client.read_deployment(made))
 
 
 def listed() -> list[Deployed]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from flows.calls import Caller, Outcome
 from flows.clock import Clock
@@ -61,6 +62,7 @@ class Execution:
         *,
         only: set[str] | None = None,
         force: frozenset[str] = frozenset(),
+        apart_from: frozenset[Path] = frozenset(),
         max_failures: int | None = None,
         watcher: Watcher | None = None,
         finished: Callable[[Call, Mapping[str, Ref | tuple[Ref, ...]]], None] | None = None,
@@ -69,7 +71,7 @@ class Execution:
         caller: Callable[..., Caller] = Caller,
     ) -> None:
         self.graph, self.store, self.clock = graph, store, Clock()
-        self.planner = Planner(graph, store, force)
+        self.planner = Planner(graph, store, force, apart_from)
         self.only = graph.needed(only) if only else set(graph.steps)
         self.max_failures, self.watcher, self.finished = max_failures, watcher, finished
         self.result = Result({name: StepResult() for name in graph.steps if name in self.only})

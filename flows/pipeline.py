@@ -156,20 +156,21 @@ class Pipeline:
         store: str | Path = DEFAULT_STORE, out: str | Path = DEFAULT_OUT, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, metadata: bool = True,
         watcher: Watcher | None = None, say: Callable[[str], None] | None = None,
-        window: int | None = None, batch: int | None = None, on: str | None = None,
+        window: int | None = None, batch: int | None = None, on: str | None = None, apart_from: frozenset[Path] = frozenset(),
     ) -> RunResult:
         """Run as a Prefect flow, on the server that is configured or a local one.
 
         With `sweep`, such as `{"seed": [1, 2, 3]}`, every combination of its values runs, and the pictures of each output
         come on a labelled grid too. A step that a swept param reaches is copied: `edited__seed_1`, `edited__seed_2`.
-        `on` says where steps that have a model are made: `here`, on a `worker`, or on a worker if there is one.
+        `on` says where steps that have a model are made: `here`, on a `worker`, or on a worker if there is one. Files of
+        `apart_from`, by their real paths, count as not there.
 
         Raises:
             PipelineError: the pipeline is wrong, and nothing ran.
             UserError: the store, the folder for the outputs, the server or the workers cannot be used.
         """
         execution, swept = self._execution(
-            params, sweep, models, store, allow, only, force, max_failures, watcher, window, batch, on
+            params, sweep, models, store, allow, only, force, max_failures, watcher, window, batch, on, apart_from
         )
         began = time.perf_counter()
 
@@ -190,22 +191,24 @@ class Pipeline:
         self, params: Mapping[str, Value] | None, sweep: Mapping[str, Iterable[Value]] | None = None,
         models: Models | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, watcher: Watcher | None = None,
-        window: int | None = None, batch: int | None = None, on: str | None = None,
+        window: int | None = None, batch: int | None = None, on: str | None = None, apart_from: frozenset[Path] = frozenset(),
     ) -> tuple[Execution, Sweep]:
         graph, swept = self._swept(params, models, allow, sweep)
         execution = Execution(
             graph, open_store(store), only=steps_named(graph, swept.named(only)), force=frozenset(swept.named(force)),
-            max_failures=max_failures, watcher=watcher, window=window, batch=batch, caller=caller_on(on),
+            max_failures=max_failures, watcher=watcher, window=window, batch=batch, caller=caller_on(on), apart_from=apart_from,
         )
         _ = execution.planner.identities  # absent models are said before a server or a flow is started
         execution.prepare()
         return execution, swept
 
     def run_in_flow(
-        self, params: Mapping[str, Value], *, models: Models | None, store: str, out: str, allow: Sequence[Path]
+        self, params: Mapping[str, Value], *, models: Models | None, store: str, out: str, allow: Sequence[Path],
+        max_failures: int | None,
     ) -> State[dict[str, Any]]:
         """Run inside the current flow, and give the state to end it in, which holds the summary."""
-        return _in_flow(*self._execution(params, models=models, store=store, allow=allow), Path(out), metadata=True)
+        execution, swept = self._execution(params, models=models, store=store, allow=allow, max_failures=max_failures)
+        return _in_flow(execution, swept, Path(out), metadata=True)
 
     def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
         """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve

@@ -17,7 +17,7 @@ from flows.spec import shown
 from flows.store import Manifest, Ref, Store
 from flows.windows import rounds
 from nodes.base import Model, Source
-from nodes.errors import Damaged, InputError, ModelError, PipelineError, Problem, Unreachable
+from nodes.errors import Damaged, InputError, ModelError, NoFiles, PipelineError, Unreachable
 from nodes.models import identity as model_identity
 
 WINDOW = 64
@@ -67,11 +67,12 @@ def identified(graph: Graph, store: Store) -> Mapping[Model, str]:
 
 @dataclass
 class Planner:
-    """Looks calls up. `force` names steps that are to run whatever the store has."""
+    """Looks calls up. `force` names steps that are to run whatever the store has; files of `apart_from` count as not there."""
 
     graph: Graph
     store: Store
     force: frozenset[str] = frozenset()
+    apart_from: frozenset[Path] = frozenset()
     elements: Elements = field(init=False)
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -79,15 +80,16 @@ class Planner:
         self.elements = Elements(self.graph)
         self._has_run: dict[str, bool] = {}
         self._forced: set[Digest] = set()
-        problems: list[Problem] = []
+        errors: list[PipelineError] = []
         for step in self.graph:
             if isinstance(step.node, Source):
                 try:
                     self._find_files(step, step.node)
                 except PipelineError as error:
-                    problems += error.problems
-        if problems:
-            raise PipelineError(problems)
+                    errors.append(error)
+        if errors:
+            kind = NoFiles if all(isinstance(error, NoFiles) for error in errors) else PipelineError
+            raise kind(problem for error in errors for problem in error.problems)
 
     def again(self) -> Planner:
         """A planner for another walk over the same files and models."""
@@ -111,7 +113,7 @@ class Planner:
     def _find_files(self, step: Bound, node: Source) -> None:
         """List the files of a source, or see that those beside each picture lie where they may."""
         if not step.wires:
-            found = sources.matching(self.graph, step, node.path, node.suffixes)
+            found = sources.matching(self.graph, step, node.path, node.suffixes, self.apart_from)
             self.files[step.name], self.elements.root_ids[step.name] = tuple(found.values()), tuple(found)
             self.elements.open_list(step, (), len(found))
             return

@@ -6,12 +6,13 @@ import glob
 import os
 import re
 from collections import Counter
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
 from flows.graph import Bound, Graph
 from flows.spec import shown
-from nodes.errors import InputError, PipelineError
+from nodes.errors import InputError, NoFiles, PipelineError
 
 PLACES = ("folder", "name", "stem", "id")
 """What a template may take from a picture: its folder, its file's name with and without suffix, and the element's id."""
@@ -30,22 +31,27 @@ def mistyped(path: str) -> list[str]:
     return [word for word in words if word not in PLACES and get_close_matches(word.lower(), PLACES)]
 
 
-def matching(graph: Graph, step: Bound, path: str, suffixes: tuple[str, ...]) -> dict[str, str]:
+def matching(
+    graph: Graph, step: Bound, path: str, suffixes: tuple[str, ...], apart_from: Collection[Path] = ()
+) -> dict[str, str]:
     """The files that a file's path, a folder or a pattern names, in order, by what people call them. Strings, since there
-    may be a million.
+    may be a million. Those of `apart_from` count as not there.
 
     Raises:
-        PipelineError: there is none, or one lies where it may not.
+        PipelineError: there is none (`NoFiles` where their folder is there), or one lies where it may not.
     """
     pattern = os.path.expanduser(path)
     base = os.path.dirname(re.split(r"[*?[]", pattern)[0] if glob.has_magic(pattern) else pattern)
     if os.path.isdir(pattern):
         base, pattern = pattern, os.path.join(glob.escape(pattern), "**", "*")
     found = [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    if apart_from:
+        found = [name for name in found if Path(os.path.realpath(name)) not in apart_from]
     files = [name for name in found if not suffixes or os.path.splitext(name)[1].lower() in suffixes]
     if not files:
         kinds = f" ending in {', '.join(suffixes)}" if found else ""
-        raise refusal(graph, step, f"no file{kinds} matches {shown(path)}")
+        there = glob.has_magic(pattern) and os.path.isdir(base or os.curdir)
+        raise refusal(graph, step, f"no file{kinds} matches {shown(path)}", NoFiles if there else PipelineError)
     for file in files:
         try:
             confine(graph, step, file)
@@ -84,6 +90,6 @@ def confine(graph: Graph, step: Bound, path: str | Path, also: Path | None = Non
                          f"--allow {os.path.dirname(path) or os.curdir}")
 
 
-def refusal(graph: Graph, step: Bound, message: str) -> PipelineError:
+def refusal(graph: Graph, step: Bound, message: str, kind: type[PipelineError] = PipelineError) -> PipelineError:
     """What is wrong with a source's path, at its place in the file."""
-    return PipelineError([graph.spec.problem(f'step "{step.name}": path: {message}', "steps", step.name, "path")])
+    return kind([graph.spec.problem(f'step "{step.name}": path: {message}', "steps", step.name, "path")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.client.schemas.filters import (
@@ -16,12 +16,13 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows.flow_run import here
 from flows.own import import_nodes
 from flows.pipeline import Pipeline
 from flows.spec import read
-from nodes.errors import UserError
+from nodes.errors import NoFiles, UserError
 
 
 @flow(name="photoloom", persist_result=False)
@@ -33,10 +34,12 @@ def run_pipeline(
     out: str = "outputs",
     nodes: list[str] | None = None,
     allow: list[str] | None = None,
+    max_failures: Annotated[int, Field(ge=0)] | None = None,
 ) -> State[dict[str, Any]]:
     """Run a pipeline's file: what deployments schedule, and a part for flows of one's own. Gives the run's summary.
 
-    A scheduled run that another one has covered ends at once, in state `Skipped`.
+    A scheduled run that another one has covered ends at once, in state `Skipped`; a deployment's that finds no files in a
+    folder that is there, in state `Nothing to do`.
 
     Args:
         pipeline: The pipeline's YAML file.
@@ -46,6 +49,7 @@ def run_pipeline(
         out: The folder for results.
         nodes: Python files with node classes of your own.
         allow: Further folders that the pipeline's own paths may lead to.
+        max_failures: Stop when more elements than this have failed.
     """
     if other := _covered_by():
         return Completed(name="Skipped", message=f"Skipped: {other} began after this run was due, and took all that was there")
@@ -53,8 +57,13 @@ def run_pipeline(
         for file in nodes or ():
             import_nodes(Path(file))
         return Pipeline.from_spec(read(Path(pipeline))).run_in_flow(
-            params or {}, models=models, store=store, out=out, allow=[Path(folder) for folder in allow or ()]
+            params or {}, models=models, store=store, out=out, allow=[Path(folder) for folder in allow or ()],
+            max_failures=max_failures,
         )
+    except NoFiles as error:
+        if here()[0].deployment_id:
+            return Completed(name="Nothing to do", message=str(error))
+        return Failed(message=str(error), data=error)
     except UserError as error:
         return Failed(message=str(error), data=error)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nodes.errors import UserError
 
 SETTLED = 2.0
 """Seconds for which a file's size and time must not change for it to be whole."""
+PATIENCE = 60.0
+"""Seconds after which a file counts that cannot be read all the same: the run will say what is wrong with it."""
 LOOK = 250
 """Milliseconds between two looks at files that are not whole yet."""
 
@@ -17,8 +20,16 @@ Look = tuple[int, int]
 """A file's size and time of change."""
 
 
-def batches(folder: Path, apart_from: Sequence[Path] = ()) -> Iterator[int]:
-    """The files below a folder, and then those that come or change: how many, each time that all of them are whole.
+@dataclass(frozen=True)
+class Arrived:
+    """How many files have come, or changed, and are whole; and which are there and are not."""
+
+    count: int
+    unfinished: frozenset[Path]
+
+
+def batches(folder: Path, apart_from: Sequence[Path] = ()) -> Iterator[Arrived]:
+    """The files below a folder, and then those that come or change, as they are whole.
 
     Files below `apart_from` are not looked at: a run that writes there would call for the next one.
 
@@ -37,9 +48,10 @@ def batches(folder: Path, apart_from: Sequence[Path] = ()) -> Iterator[int]:
         for file in _files(places, left_out):
             waiting.setdefault(file, ((-1, -1), 0.0))
         places = []
-        if waiting and _settled(waiting):
-            yield len(waiting)
-            waiting.clear()
+        if whole := _whole(waiting):
+            for file in whole:
+                del waiting[file]
+            yield Arrived(len(whole), frozenset(waiting))
 
 
 def _files(places: Sequence[Path], left_out: Sequence[Path]) -> Iterator[Path]:
@@ -50,18 +62,21 @@ def _files(places: Sequence[Path], left_out: Sequence[Path]) -> Iterator[Path]:
                 yield path
 
 
-def _settled(waiting: dict[Path, tuple[Look, float]]) -> bool:
-    """Look at each file again; say whether all that are still there have stayed the same for long enough and can be read."""
+def _whole(waiting: dict[Path, tuple[Look, float]]) -> list[Path]:
+    """Look at each file again; gives those that have stayed the same for long enough and can be read."""
+    found, now = [], time.monotonic()
     for file, (before, since) in list(waiting.items()):
         try:
             stat = file.stat()
         except FileNotFoundError:
             del waiting[file]
             continue
-        now = stat.st_size, stat.st_mtime_ns
-        waiting[file] = now, since if now == before else time.monotonic()
-    ready = time.monotonic() - SETTLED
-    return bool(waiting) and all(since <= ready for _, since in waiting.values()) and all(map(_readable, waiting))
+        look = stat.st_size, stat.st_mtime_ns
+        waiting[file] = look, since if look == before else now
+        still = now - waiting[file][1]
+        if still >= PATIENCE or (still >= SETTLED and _readable(file)):
+            found.append(file)
+    return found
 
 
 def _readable(file: Path) -> bool:

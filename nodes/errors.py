@@ -3,6 +3,7 @@
     PhotoloomError
     ├── UserError              what the caller can put right: shown as one message, never as a traceback
     │   ├── PipelineError      one or more problems of a pipeline, all reported at once
+    │   │   └── NoFiles            its folder holds none of the files that it names: there is nothing to do
     │   ├── NodeDefinitionError    a node class that is not well-formed
     │   ├── ArtifactError      a value that is not what its type promises
     │   ├── InputError         a file or value a node cannot work on
@@ -92,6 +93,10 @@ class PipelineError(UserError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda p: (p.file, p.line, p.column)))
         super().__init__("\n".join(map(str, self.problems)))
+
+
+class NoFiles(PipelineError):
+    """A folder that is there holds none of the files that a source names."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

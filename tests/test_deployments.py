@@ -189,6 +189,12 @@ def test_a_scheduled_run_makes_the_pictures_and_the_next_one_has_them_all(workpl
         more = thirds.ended(thirds.start())
         assert more["state"]["message"].startswith("2 ran, 4 cached, ")
 
+        for picture in (workplace.folder / "photos").iterdir():
+            picture.unlink()
+        nothing = thirds.ended(thirds.start())
+        assert nothing["state_name"] == "Nothing to do"
+        assert nothing["state"]["message"].endswith('step "photo": path: no file matches "photos"')
+
         (workplace.folder / "parts.yaml").write_text("name: [")
         wrong = thirds.ended(thirds.start())
         assert wrong["state_type"] == "FAILED"
@@ -263,6 +269,9 @@ def test_deployments_are_listed_changed_paused_and_deleted(workplace: Workplace)
     assert second.id == first.id
     assert re.fullmatch(r"listed: listed, 30 3 \* \* 1 Europe/Paris; next (never|\d+-.*); last never", line())
     assert workplace.photoloom("deployments", "pause", "listed").stdout == "listed: paused\n"
+    assert line() == "listed: listed, 30 3 * * 1 Europe/Paris; paused; last never"
+    again = workplace.photoloom("deploy", "parts.yaml", "--nodes", "own.py", "--cron", "30 3 * * 1", "--timezone", "Europe/Paris")
+    assert again.stdout == "listed: deployed, and paused, as it was: photoloom deployments resume listed\n"
     assert line() == "listed: listed, 30 3 * * 1 Europe/Paris; paused; last never"
     assert workplace.photoloom("deployments", "resume", "listed/listed").stdout == "listed/listed: resumed\n"
     (found,) = [

@@ -22,17 +22,18 @@ def inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Watched:
-    """The batches of a folder, each with the sizes that its files had by then."""
+    """The batches of a folder, each with the sizes that its files had by then, but for those that are not whole."""
 
     def __init__(self, inbox: Path) -> None:
         self.batches: Queue[tuple[int, list[int]]] = Queue()
-        self._found: Iterator[int] = watch.batches(inbox, [inbox / "out"])
+        self._found: Iterator[watch.Arrived] = watch.batches(inbox, [inbox / "out"])
         threading.Thread(target=self._watch, args=(inbox,), daemon=True).start()
         time.sleep(0.5)
 
     def _watch(self, inbox: Path) -> None:
-        for count in self._found:
-            self.batches.put((count, sorted(file.stat().st_size for file in inbox.rglob("*") if file.is_file())))
+        for found in self._found:
+            files = [file for file in inbox.rglob("*") if file.is_file() and file not in found.unfinished]
+            self.batches.put((found.count, sorted(file.stat().st_size for file in files)))
 
     def next(self) -> tuple[int, list[int]]:
         return self.batches.get(timeout=10)
@@ -48,6 +49,27 @@ def test_what_lies_there_comes_first_and_what_arrives_when_it_is_whole(inbox: Pa
             new.flush()
             time.sleep(0.2)
     assert watched.next() == (1, [4, 800])
+
+
+def test_a_file_that_still_grows_does_not_hold_up_the_others(inbox: Path) -> None:
+    watched, over = Watched(inbox), threading.Event()
+
+    def grow() -> None:
+        with (inbox / "long.png").open("wb") as growing:
+            while not over.wait(0.1):
+                growing.write(b"x" * 100)
+                growing.flush()
+
+    growing = threading.Thread(target=grow)
+    growing.start()
+    try:
+        for size in (1, 2):
+            (inbox / f"{size}.png").write_bytes(b"1" * size)
+            assert watched.next() == (1, [1, 2][:size])
+    finally:
+        over.set()
+        growing.join()
+    assert watched.next() == (1, [1, 2, (inbox / "long.png").stat().st_size])
 
 
 def test_a_folder_moved_in_counts_with_all_its_files_and_results_do_not(inbox: Path, tmp_path: Path) -> None:
