@@ -270,7 +270,8 @@ def test_deployments_are_listed_changed_paused_and_deleted(workplace: Workplace)
     assert re.fullmatch(r"listed: listed, 30 3 \* \* 1 Europe/Paris; next (never|\d+-.*); last never", line())
     assert workplace.photoloom("deployments", "pause", "listed").stdout == "listed: paused\n"
     assert line() == "listed: listed, 30 3 * * 1 Europe/Paris; paused; last never"
-    again = workplace.photoloom("deploy", "parts.yaml", "--nodes", "own.py", "--cron", "30 3 * * 1", "--timezone", "Europe/Paris")
+    words = ("--nodes", "own.py", "--cron", "30 3 * * 1", "--timezone", "Europe/Paris")
+    again = workplace.photoloom("deploy", "parts.yaml", *words)
     assert again.stdout == "listed: deployed, and paused, as it was: photoloom deployments resume listed\n"
     assert line() == "listed: listed, 30 3 * * 1 Europe/Paris; paused; last never"
     assert workplace.photoloom("deployments", "resume", "listed/listed").stdout == "listed/listed: resumed\n"
