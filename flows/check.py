@@ -17,7 +17,7 @@ from flows.graph import Bound, Graph, Lineage, Wire, order
 from flows.reading import Value
 from flows.spec import REFERENCE, SIGNS, Models, Spec, StepSpec, shown
 from nodes.artifacts import Artifact, Score, Text
-from nodes.base import Model, Node, Port, Source, outputs_of, with_model_sources
+from nodes.base import ID, Model, Node, Port, Sink, Source, outputs_of, with_model_sources
 from nodes.errors import ModelError, PipelineError, Problem, nearest
 from nodes.models import SETS, filled
 
@@ -83,7 +83,7 @@ class _Binder:
                 self.values[name] = value
 
     def _models(self, models: Models | None) -> Mapping[str, str | Mapping[str, Value]]:
-        chosen = self.spec.models if models is None else models
+        self.chosen = chosen = self.spec.models if models is None else models
         if not isinstance(chosen, str):
             return {role: self._model(role, model) for role, model in chosen.items()}
         if chosen not in SETS:
@@ -179,6 +179,9 @@ class _Binder:
                 self._missing(name, draft.cls, port)
         if issubclass(draft.cls, Source):
             self._source_params(name, draft)
+        if issubclass(draft.cls, Sink) and isinstance(wanted := draft.values.get("name"), str):
+            for word in [place for place in sources.places_in(wanted) if place != "id"] + sources.mistyped(wanted):
+                self.fault(f'step "{name}": name: unknown {{{word}}}; known: {ID}', "steps", name, "name")
         values = {key: _for_field(draft.cls, key, value) for key, value in draft.values.items()}
         # A number that a step gives comes when the pipeline runs, and is validated then.
         later = {key for key in draft.texts if draft.cls.model_fields[key].annotation is not str}
@@ -266,7 +269,8 @@ class _Binder:
         outputs = self.outputs()
         if self.problems:
             raise PipelineError(self.problems)
-        return Graph(self.spec, steps, outputs, self.models)
+        params = {name: replace(param, default=self.values[name]) for name, param in self.spec.params.items()}
+        return Graph(self.spec, steps, outputs, self.models, replace(self.spec, params=params, models=self.chosen))
 
     def lineage(
         self, name: str, draft: _Draft, drafts: Mapping[str, _Draft], gives: Mapping[str, Lineage]

@@ -27,6 +27,24 @@ app.add_typer(store_app, name="store")
 app.add_typer(deployments_app, name="deployments")
 app.add_typer(server_app, name="server")
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"photoloom {version('photoloom')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is."),
+    ] = False,
+) -> None:
+    pass
+
+
 File = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A pipeline's YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Give a param a value.")]
 Sweep = Annotated[list[str] | None, typer.Option(
@@ -161,14 +179,21 @@ def _watching(folder: Path, apart_from: Sequence[Path], run: Callable[[frozenset
 
 
 def _told(summary: Any) -> None:
+    from flows.report import told
+
     width = max([12, *map(len, summary["steps"])])
+    states = {
+        name: ", ".join(f"{step[s]} {s}" for s in ("ran", "cached", "failed", "skipped") if step[s]) or (
+            "not reached" if summary["stopped"] else "nothing to do"
+        )
+        for name, step in summary["steps"].items()
+    }
+    broad = max([24, *map(len, states.values())])
     for name, step in summary["steps"].items():
-        states = ", ".join(f"{step[s]} {s}" for s in ("ran", "cached", "failed", "skipped") if step[s]) or "nothing to do"
-        why = "; ".join(step["reasons"])
-        notes = "".join(f"; {count} × {note}" for note, count in step["notes"].items())
-        print(f"{name:<{width}} {states:<24} {step['seconds']:>8.2f} s  {why}{notes}".rstrip())
+        why = "; ".join([*step["reasons"], *(f"{count} × {note}" for note, count in step["notes"].items())])
+        print(f"{name:<{width}} {states[name]:<{broad}} {step['seconds']:>8.2f} s  {why}".rstrip())
     for failure in summary["failures"]:
-        _say(f"failed: {failure['step']} {failure['id']}: {failure['error']}")
+        _say(f"failed: {told(failure)}")
     if summary["stopped"]:
         _say(f"stopped: {summary['stopped']}")
     for step, files in summary["outputs"].items():
@@ -286,6 +311,8 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
         return
+    if not found:
+        print("none is deployed")
     for each in found:
         when = "paused" if each["paused"] else f"next {each['next'] or 'never'}"
         print(f"{each['name']}: {each['pipeline']}, {each['schedule']}; {when}; last {each['last'] or 'never'}")
@@ -318,12 +345,19 @@ def delete(name: Name) -> None:
     print(f"{name}: deleted")
 
 
+def _there(store: str) -> Any:
+    """A store that is there: looking at none does not make one."""
+    from flows.store import open_store
+
+    if "://" not in store and not (Path(store) / "manifests").is_dir():
+        raise UserError(f"--store {store}: there is no store")
+    return open_store(store)
+
+
 @store_app.command()
 def info(store: StoreAt = STORE, as_json: Json = False) -> None:
     """Say what the store holds."""
-    from flows.store import open_store
-
-    found = open_store(store).info()
+    found = _there(store).info()
     print(json.dumps(found) if as_json else f"{found['results']} results, {found['values']} values, {found['bytes']:,} bytes")
 
 
@@ -333,17 +367,17 @@ def gc(
 ) -> None:
     """Remove what was used longest ago until the store is small enough."""
     from flows.objects import bytes_of
-    from flows.store import open_store
 
-    print(f"freed {open_store(store).collect(bytes_of('--max-size', max_size)):,} bytes")
+    kept, most = _there(store), bytes_of("--max-size", max_size)
+    freed, left = kept.collect(most), kept.info()["bytes"]
+    young = f"; {left:,} bytes stay, which were written or used in the last ten minutes" if left > most else ""
+    print(f"freed {freed:,} bytes{young}")
 
 
 @store_app.command()
 def verify(store: StoreAt = STORE) -> None:
     """Read everything; what is damaged is named and removed, and made again when it is next asked for."""
-    from flows.store import open_store
-
-    found = open_store(store).verify()
+    found = _there(store).verify()
     print("\n".join(found) or "all right")
     raise typer.Exit(1 if found else 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -63,6 +64,8 @@ AGAIN = 5
 """Seconds until serving is tried again after an error."""
 SERVER = f"{socket.gethostname()}-{os.getuid()}"
 """The name of whoever serves here. Processes of other users cannot be looked into, so theirs has another."""
+UNSAID = "DTSTART:20200101T000000 "
+"""What Prefect adds to a rule that names no start."""
 DIED = "Its process died, and so had whoever started it"
 ACTIVE = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
@@ -97,6 +100,8 @@ def deploy(
         ServerError: no Prefect server answers.
     """
     schedule = _schedule(cron, interval, rrule, timezone)
+    if name is not None and not re.fullmatch(r"[^/%&<>]+", name):
+        raise UserError(f'--name {name}: a deployment\'s name holds none of / % & < >')
     if not Path(pipeline.spec.file).is_file():
         raise UserError(f'"{pipeline.spec.name}" has no file to run from: write pipeline.to_yaml() to one, and deploy that')
     identified(pipeline.graph(params, models), open_store(store))  # what is wrong is said now, and not at two in the night
@@ -240,12 +245,12 @@ def _told(schedule: Any) -> str:
     """A schedule in the words of the command that makes it."""
     if interval := getattr(schedule, "interval", None):
         return f"every {interval.total_seconds():g} s"
-    rule = getattr(schedule, "cron", None) or " ".join(schedule.rrule.split())
+    rule = getattr(schedule, "cron", None) or " ".join(schedule.rrule.split()).removeprefix(UNSAID)
     return f"{rule} {schedule.timezone or 'UTC'}"
 
 
 def _time(moment: datetime | None) -> str:
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if moment else ""
 
 
 # --- serving ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -60,7 +60,7 @@ class Execution:
         graph: Graph,
         store: Store,
         *,
-        only: set[str] | None = None,
+        only: Collection[str] = (),
         force: frozenset[str] = frozenset(),
         apart_from: frozenset[Path] = frozenset(),
         max_failures: int | None = None,
@@ -72,7 +72,7 @@ class Execution:
     ) -> None:
         self.graph, self.store, self.clock = graph, store, Clock()
         self.planner = Planner(graph, store, force, apart_from)
-        self.only = graph.needed(only) if only else set(graph.steps)
+        self.asked, self.only = frozenset(only), graph.needed(set(only)) if only else set(graph.steps)
         self.max_failures, self.watcher, self.finished = max_failures, watcher, finished
         self.result = Result({name: StepResult() for name in graph.steps if name in self.only})
         self._window_size = WindowSize(window)
@@ -217,7 +217,7 @@ class Execution:
     def _through_all(self, step: Bound, jobs: Sequence[Job | Future[Job]]) -> WindowDone:
         """Take note of what came of each call, and make what is still missing."""
         started = time.perf_counter()
-        result = self.result.steps[step.name]
+        result, failed_before = self.result.steps[step.name], len(self.result.failures)
         before = replace(result)
         if self.watcher:
             self.watcher.step(step, len(jobs))
@@ -233,6 +233,8 @@ class Execution:
             self._make_all(step, waiting)
         finally:
             result.seconds += time.perf_counter() - started
+            for failure in self.result.failures[failed_before:]:
+                keys.pop(failure.id, None)  # what gave nothing is not what the element had last
             with self.clock("look up"):
                 self.store.note_keys(self.graph.name, step.name, {id_: key for id_, key in keys.items() if key})
         return WindowDone(*(getattr(result, name) - getattr(before, name) for name in ("ran", "cached", "failed", "skipped")))
@@ -318,7 +320,7 @@ class Execution:
         if self.watcher:
             self.watcher.element(call, "failed")
         if self.max_failures is not None and len(self.result.failures) > self.max_failures:
-            raise Stop(f"more than {self.max_failures} failures")
+            raise Stop(f"more than {self.max_failures} failed; the same command goes on with the rest")
 
     # --- values ---
 

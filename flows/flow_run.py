@@ -41,11 +41,14 @@ for _quiet in ("EventsWorker", "prefect.events.clients", "prefect._internal.conc
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log is to be seen: what ends a run because of its user or the server is said in a line, without a traceback."""
-    return not (record.exc_info and isinstance(record.exc_info[1], UserError | HTTPError))
+    """Whether a log is to be seen. What ends a run because of its user or the server is said in a line, without a traceback;
+    how a window ended is its state, and told by whoever watches the run; whoever pressed Ctrl-C knows."""
+    told = record.exc_info and isinstance(record.exc_info[1], UserError | HTTPError)
+    return not (told or getattr(record, "task_name", "") == "window" or "aborted by an interrupt" in record.getMessage())
 
 
-logging.getLogger("prefect.flow_runs").addFilter(_is_news)
+for _runs in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_runs).addFilter(_is_news)
 
 
 def as_flow(name: str, body: Callable[..., State[dict[str, Any]]]) -> Any:

@@ -68,6 +68,8 @@ class Graph:
     steps: Mapping[str, Bound]
     outputs: tuple[Wire, ...]
     models: Mapping[str, str | Mapping[str, Value]]
+    as_run: Spec
+    """The pipeline with the values of this run as its params' defaults."""
     roots: tuple[Path, ...] | None = None
     """The folders that sources named by the file itself must lie under."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +24,11 @@ from flows.remote import caller_on
 from flows.report import Writer, leave, markdown, new_run_folder
 from flows.results import Watcher
 from flows.spec import PIPELINE_NAME, Models, Param, Spec, StepSpec, dump, parse, read
-from flows.store import open_store
+from flows.store import Store, open_store
 from flows.sweep import Sweep, swept, values_of
 from nodes.artifacts import Artifact
 from nodes.base import Model, Node, Output, Step, registered
-from nodes.errors import PipelineError, Problem, UserError
+from nodes.errors import PipelineError, Problem, UserError, nearest
 
 if TYPE_CHECKING:
     from prefect import Flow, State
@@ -147,8 +149,13 @@ class Pipeline:
     ) -> list[PlannedStep]:
         """What a run would do, and why, without doing it."""
         graph, swept = self._swept(params, models, allow, sweep)
-        planner = Planner(graph, open_store(store), frozenset(swept.named(force)))
-        return make_plan(planner, steps_named(graph, swept.named(only)))
+        wanted, again = steps_named(graph, swept.named(only)), frozenset(known_steps(graph, swept.named(force)))
+        kept = open_store(store)
+        return make_plan(Planner(graph, kept, again, self._written(DEFAULT_OUT, kept)), wanted)
+
+    def _written(self, out: str | Path, store: Store) -> frozenset[Path]:
+        """The folders that runs write into: what they made is not what they are to work on."""
+        return frozenset(Path(os.path.realpath(each)) for each in (out, Path(out) / self.spec.name, store.folder))
 
     def run(
         self, params: Mapping[str, Value] | None = None, *, sweep: Mapping[str, Iterable[Value]] | None = None,
@@ -170,7 +177,7 @@ class Pipeline:
             UserError: the store, the folder for the outputs, the server or the workers cannot be used.
         """
         execution, swept = self._execution(
-            params, sweep, models, store, allow, only, force, max_failures, watcher, window, batch, on, apart_from
+            params, sweep, models, store, allow, only, force, max_failures, watcher, window, batch, on, out, apart_from
         )
         began = time.perf_counter()
 
@@ -191,12 +198,16 @@ class Pipeline:
         self, params: Mapping[str, Value] | None, sweep: Mapping[str, Iterable[Value]] | None = None,
         models: Models | None = None, store: str | Path = DEFAULT_STORE, allow: Sequence[Path] = (),
         only: Sequence[str] = (), force: Sequence[str] = (), max_failures: int | None = None, watcher: Watcher | None = None,
-        window: int | None = None, batch: int | None = None, on: str | None = None, apart_from: frozenset[Path] = frozenset(),
+        window: int | None = None, batch: int | None = None, on: str | None = None, out: str | Path = DEFAULT_OUT,
+        apart_from: frozenset[Path] = frozenset(),
     ) -> tuple[Execution, Sweep]:
         graph, swept = self._swept(params, models, allow, sweep)
+        wanted, again = (frozenset(known_steps(graph, swept.named(names))) for names in (only, force))
+        kept = open_store(store)
         execution = Execution(
-            graph, open_store(store), only=steps_named(graph, swept.named(only)), force=frozenset(swept.named(force)),
-            max_failures=max_failures, watcher=watcher, window=window, batch=batch, caller=caller_on(on), apart_from=apart_from,
+            graph, kept, only=wanted, force=again,
+            max_failures=max_failures, watcher=watcher, window=window, batch=batch, caller=caller_on(on),
+            apart_from=apart_from | self._written(out, kept),
         )
         _ = execution.planner.identities  # absent models are said before a server or a flow is started
         execution.prepare()
@@ -207,16 +218,24 @@ class Pipeline:
         max_failures: int | None,
     ) -> State[dict[str, Any]]:
         """Run inside the current flow, and give the state to end it in, which holds the summary."""
-        execution, swept = self._execution(params, models=models, store=store, allow=allow, max_failures=max_failures)
+        execution, swept = self._execution(params, models=models, store=store, out=out, allow=allow, max_failures=max_failures)
         return _in_flow(execution, swept, Path(out), metadata=True)
 
     def flow(self, *, out: str | Path = DEFAULT_OUT, metadata: bool = True, **options: Any) -> Flow[..., Any]:
         """A Prefect flow of this pipeline whose parameters are the pipeline's params: to call in other flows, or to serve
-        on a schedule. `options` are those of `run` but `say`; the flow gives the run's summary."""
+        on a schedule. `options` are those of `run` but `say`; the flow gives the run's summary. From then on this process
+        records its flows where `run` does: on the server that is configured, or a local one.
+
+        Raises:
+            ServerError: no Prefect server answers.
+        """
         from flows.flow_run import as_flow
+        from flows.server import join
+
+        join()
 
         def body(**params: Any) -> State[dict[str, Any]]:
-            return _in_flow(*self._execution(params, **options), Path(out), metadata)
+            return _in_flow(*self._execution(params, out=out, **options), Path(out), metadata)
 
         shown = {name: param for name, param in self.spec.params.items() if name not in (options.get("sweep") or ())}
         parameters = [
@@ -240,9 +259,15 @@ def _in_flow(
     started = time.monotonic()
     graph, run = execution.graph, new_run_folder(out, execution.graph.name)
     name_run(run.name, graph.name, shown)
-    writer = Writer(graph, run, metadata, execution)
+    writer = Writer(graph, run, metadata, execution, sorted(execution.asked))
     execution.finished = writer
-    result = run_graph(execution)
+    try:
+        result = run_graph(execution)
+    except BaseException as error:
+        execution.result.stopped = str(error) if isinstance(error, UserError) else "interrupted"
+        with suppress(OSError):
+            leave(execution, run, writer.written(), started)
+        raise
     grids = write_grids(swept, graph, run, execution.values, result.failures)
     found = leave(execution, run, writer.written(), started, grids)
     return end_run(found, markdown(graph, found))
@@ -254,11 +279,18 @@ def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:
     Raises:
         PipelineError: there is no such step.
     """
-    from nodes.errors import nearest
+    return graph.needed(set(known_steps(graph, only))) if only else set(graph.steps)
 
-    if wrong := [name for name in only if name not in graph.steps]:
+
+def known_steps(graph: Graph, names: Sequence[str]) -> Sequence[str]:
+    """The names.
+
+    Raises:
+        PipelineError: one is no step's.
+    """
+    if wrong := [name for name in names if name not in graph.steps]:
         raise PipelineError([Problem(f'unknown step "{wrong[0]}"{nearest(wrong[0], graph.steps)}')])
-    return graph.needed(set(only)) if only else set(graph.steps)
+    return names
 
 
 def _values(execution: Execution) -> dict[str, Callable[[], list[Artifact]]]:

@@ -18,10 +18,10 @@ from flows.execute import Execution, parts_of
 from flows.graph import Graph, Wire
 from flows.plan import Call
 from flows.results import Failure, Result
-from flows.spec import dump
+from flows.spec import dump, shown
 from flows.store import Manifest, Ref
 from nodes.artifacts import File
-from nodes.base import Sink
+from nodes.base import ID, Sink
 from nodes.errors import Damaged, InputError, StoreError, Unreachable
 from nodes.files import VERSION, as_file
 
@@ -48,19 +48,22 @@ def new_run_folder(out: Path, pipeline: str) -> Path:
 
 @dataclass
 class Writer:
-    """Writes outputs as they come. Encoded files are kept in the store too, so that a run from the cache encodes nothing."""
+    """Writes outputs as they come, and what the steps `asked` for give. Encoded files are kept in the store too, so that a
+    run from the cache encodes nothing."""
 
     graph: Graph
     folder: Path
     metadata: bool = True
     execution: Execution | None = None
+    asked: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._wires: dict[str, list[Wire]] = {}
         self._written: dict[Wire, list[tuple[str, str] | None]] = {}
         """The id and suffix of each file, which take less room than its path."""
         sinks = [Wire(step.name, o) for step in self.graph if isinstance(step.node, Sink) for o in step.node.outputs]
-        for wire in dict.fromkeys((*self.graph.outputs, *sinks)):
+        asked = [Wire(name, output) for name in self.asked for output in self.graph.steps[name].node.outputs]
+        for wire in dict.fromkeys((*self.graph.outputs, *sinks, *asked)):
             self._wires.setdefault(wire.step, []).append(wire)
             self._written[wire] = []
 
@@ -76,12 +79,15 @@ class Writer:
         written = self._written[wire]
         place = len(written)
         written.append(None)
+        node = self.graph.steps[wire.step].node
 
         def work() -> None:
             assert self.execution is not None
             try:
+                if place and isinstance(node, Sink) and ID not in node.name:
+                    raise InputError(f'name: "{node.name}" is that of the first one; put {ID} into it')
                 written[place] = id_, self._write(wire, id_, ref)
-            except Unreachable as error:
+            except (InputError, Unreachable) as error:
                 self.execution.result.failures.append(Failure(wire.step, id_, str(error)))
 
         return work
@@ -95,7 +101,7 @@ class Writer:
 
     def _path(self, wire: Wire, id_: str, suffix: str) -> Path:
         node = self.graph.steps[wire.step].node
-        name = node.name.replace("{id}", id_) if isinstance(node, Sink) else id_
+        name = node.name.replace(ID, id_) if isinstance(node, Sink) else id_
         base = self.folder / str(wire)
         path = base / f"{name}{suffix}"
         if not Path(os.path.normpath(path)).is_relative_to(base):
@@ -162,24 +168,35 @@ def status_of(result: Result) -> str:
 def leave(
     execution: Execution, run: Path, written: Mapping[str, Any], started: float, grids: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """Write the report, the pipeline as it ran, and full tracebacks of what was not the user's doing."""
+    """Write the report, the pipeline with its params as it ran, and full tracebacks of what was not the user's doing."""
     graph, result = execution.graph, execution.result
     found = summary(run, result, written, time.monotonic() - started, execution.where(), grids)
-    for number, failure in enumerate(f for f in result.failures if f.traceback):
-        folder = run / "errors"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{number:04d}-{failure.step}.txt").write_text(f"{failure.step} {failure.id}\n\n{failure.traceback}", "utf-8")
+    found["params"] = {name: param.default for name, param in graph.as_run.params.items()}
+    for failure, told in zip(result.failures, found["failures"], strict=True):
+        if failure.traceback:
+            trace = run / "errors" / f"{sum('traceback' in each for each in found['failures']):04d}-{failure.step}.txt"
+            trace.parent.mkdir(exist_ok=True)
+            trace.write_text(f"{failure.step} {failure.id}\n\n{failure.traceback}", "utf-8")
+            told["traceback"] = str(trace)
     with (run / "report.json").open("w", encoding="utf-8") as file:  # not as one text: it names every file
         json.dump(found, file, ensure_ascii=False, indent=1)
         file.write("\n")
     (run / "report.md").write_text(markdown(graph, found), "utf-8")
-    (run / "pipeline.yaml").write_text(dump(graph.spec), "utf-8")
+    (run / "pipeline.yaml").write_text(dump(graph.as_run), "utf-8")
     return found
+
+
+def told(failure: Mapping[str, str]) -> str:
+    """A failure in a line."""
+    more = f" (traceback: {failure['traceback']})" if "traceback" in failure else ""
+    return f"{' '.join(filter(None, (failure['step'], failure['id'])))}: {failure['error']}{more}"
 
 
 def markdown(graph: Graph, found: Mapping[str, Any]) -> str:
     """The report for people."""
     lines = [f"# {graph.name}: {found['status']} in {found['seconds']} s", ""]
+    if found["params"]:
+        lines += [", ".join(f"{name}: {shown(value)}" for name, value in found["params"].items()), ""]
     lines += ["| step | node | ran | cached | failed | skipped | seconds | why it ran |", "|---|---|---|---|---|---|---|---|"]
     for name, step in found["steps"].items():
         why = "; ".join(f"{reason} ({count})" for reason, count in {**step["reasons"], **step["notes"]}.items())
@@ -187,7 +204,7 @@ def markdown(graph: Graph, found: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {type(graph.steps[name].node).__name__} | {counts} | {why.replace('|', '/')} |")
     if found["failures"]:
         lines += ["", "## Failures", ""]
-        lines += [f"- {failure['step']} {failure['id']}: {failure['error']}" for failure in found["failures"]]
+        lines += [f"- {told(failure)}" for failure in found["failures"]]
     if found["stopped"]:
         lines += ["", f"Stopped: {found['stopped']}"]
     if found["grids"]:

@@ -10,17 +10,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nodes.errors import ServerError
+from nodes.errors import ServerError, UserError
 
 if TYPE_CHECKING:
     import psutil
 
 HOST, WAIT = "127.0.0.1", 60
-PORT = int(os.environ.get("PHOTOLOOM_SERVER_PORT", "4200"))
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 LASTING = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
@@ -28,9 +27,20 @@ LASTING = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurren
 within minutes, and let no other have the place."""
 
 
+def _port() -> int:
+    wanted = os.environ.get("PHOTOLOOM_SERVER_PORT", "4200")
+    if not (wanted.isdecimal() and 0 < int(wanted) < 65_536):
+        raise UserError(f'PHOTOLOOM_SERVER_PORT: expected a port from 1 to 65535, got "{wanted}"')
+    return int(wanted)
+
+
 def local_url() -> str:
-    """The API of the local server."""
-    return f"http://{HOST}:{PORT}/api"
+    """The API of the local server.
+
+    Raises:
+        UserError: the environment names no port.
+    """
+    return f"http://{HOST}:{_port()}/api"
 
 
 def configured_url() -> str:
@@ -62,7 +72,7 @@ def start() -> subprocess.Popen[bytes] | None:
     if answers(local_url()):
         return None
     if running := _noted_server():
-        if str(PORT) in running.cmdline():
+        if str(_port()) in running.cmdline():
             return None
         raise ServerError(
             f"no Prefect server answers at {local_url()}, and this user's is at another port; name that one in "
@@ -71,13 +81,13 @@ def start() -> subprocess.Popen[bytes] | None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, PORT))
+            probe.bind((HOST, _port()))
         except OSError:
             raise ServerError(
-                f"no Prefect server could be started: port {PORT} is taken by a program that does not answer as one does; "
+                f"no Prefect server could be started: port {_port()} is taken by a program that does not answer as one does; "
                 "name a free port in PHOTOLOOM_SERVER_PORT"
             ) from None
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(PORT)]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(_port())]
     _noted().parent.mkdir(parents=True, exist_ok=True)
     with _log().open("ab") as log:
         process = subprocess.Popen(
@@ -163,6 +173,22 @@ def address(say: object = None) -> str:
         say(f"starting a Prefect server at {url}; it stays running (photoloom server stop ends it)")
     wait(url, starting)
     return url
+
+
+_joined = ExitStack()
+
+
+def join() -> None:
+    """Have what Prefect does in this process be recorded on the server that runs go to, from now on; on its own it would
+    start one for each flow that nobody can look into afterwards, and that has no schedules.
+
+    Raises:
+        ServerError: none answers.
+    """
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    if not configured_url():
+        _joined.enter_context(temporary_settings({PREFECT_API_URL: address(lambda text: print(text, file=sys.stderr))}))
 
 
 @contextmanager

@@ -35,29 +35,36 @@ def matching(
     graph: Graph, step: Bound, path: str, suffixes: tuple[str, ...], apart_from: Collection[Path] = ()
 ) -> dict[str, str]:
     """The files that a file's path, a folder or a pattern names, in order, by what people call them. Strings, since there
-    may be a million. Those of `apart_from` count as not there.
+    may be a million. Those that lie in `apart_from` count as not there, unless the path itself leads into it.
 
     Raises:
         PipelineError: there is none (`NoFiles` where their folder is there), or one lies where it may not.
     """
     pattern = os.path.expanduser(path)
-    base = os.path.dirname(re.split(r"[*?[]", pattern)[0] if glob.has_magic(pattern) else pattern)
-    if os.path.isdir(pattern):
+    if os.path.isfile(pattern):  # whatever stands in its name
+        base, pattern = os.path.dirname(pattern), glob.escape(pattern)
+    elif os.path.isdir(pattern):
         base, pattern = pattern, os.path.join(glob.escape(pattern), "**", "*")
-    found = [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
-    if apart_from:
-        found = [name for name in found if Path(os.path.realpath(name)) not in apart_from]
-    files = [name for name in found if not suffixes or os.path.splitext(name)[1].lower() in suffixes]
+    else:
+        base = os.path.dirname(re.split(r"[*?[]", pattern)[0])
+    root = os.path.realpath(base or os.curdir)
+    apart = [os.path.join(each, "") for each in map(str, apart_from) if not Path(root).is_relative_to(each)]
+    found = {}
+    for file in sorted(glob.glob(pattern, recursive=True)):
+        name = os.path.relpath(file, base or os.curdir)
+        if os.path.isfile(file) and not (apart and os.path.join(root, name, "").startswith(tuple(apart))):
+            found[file] = name.replace(os.sep, "/")
+    files = [file for file in found if not suffixes or os.path.splitext(file)[1].lower() in suffixes]
     if not files:
         kinds = f" ending in {', '.join(suffixes)}" if found else ""
-        there = glob.has_magic(pattern) and os.path.isdir(base or os.curdir)
+        there = glob.has_magic(pattern) and os.path.isdir(root)
         raise refusal(graph, step, f"no file{kinds} matches {shown(path)}", NoFiles if there else PipelineError)
     for file in files:
         try:
             confine(graph, step, file)
         except InputError as error:
             raise refusal(graph, step, str(error)) from None
-    names = [os.path.relpath(file, base or os.curdir).replace(os.sep, "/") for file in files]
+    names = [found[file] for file in files]
     short = [os.path.splitext(name)[0] for name in names]
     uses = Counter(short)
     ids = [name if uses[one] > 1 else one for one, name in zip(short, names, strict=True)]

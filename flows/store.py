@@ -328,23 +328,24 @@ class Store:
         """Remove results until the store takes at most `max_bytes`; gives the bytes freed.
 
         In a folder those go first that were used longest ago (to within a day), in a bucket those made longest ago. Values that
-        a kept result still names stay, and what was written in the last minutes: another process may be about to name it.
+        a kept result still names stay, and what was written or used in the last minutes: another process may be at it.
         """
         manifests = sorted(self.objects.listed("manifests"), key=lambda found: found.modified, reverse=True)
         blobs = {digest_in(found.name): found for found in self.objects.listed("blobs")}
+        before = time.time() - YOUNG
+        young = {found.name for found in manifests if found.modified >= before}
         kept: set[Digest] = set()
         kept_manifests, total = set(), 0
         for name, size, refs in self._named(manifests):
             new = set(refs or ()) - kept
             total += size + sum(blobs[digest].size for digest in new if digest in blobs)
-            if total > max_bytes:
+            if total > max_bytes and name not in young:
                 break
             if refs is not None:
                 kept |= new
                 kept_manifests.add(name)
-        self.objects.delete(found.name for found in manifests if found.name not in kept_manifests)
-        before = time.time() - YOUNG
-        gone = [found for digest, found in blobs.items() if digest not in kept and found.modified < before]
+        gone = [found for found in manifests if found.name not in kept_manifests]
+        gone += [found for digest, found in blobs.items() if digest not in kept and found.modified < before]
         self.objects.delete(found.name for found in gone)
         return sum(found.size for found in gone)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,21 +53,40 @@ def run_pipeline(
         allow: Further folders that the pipeline's own paths may lead to.
         max_failures: Stop when more elements than this have failed.
     """
+    tell = _teller()
+    tell("began")
     if other := _covered_by():
-        return Completed(name="Skipped", message=f"Skipped: {other} began after this run was due, and took all that was there")
+        covered = f"Skipped: {other} began after this run was due, and took all that was there"
+        state: State[dict[str, Any]] = Completed(name="Skipped", message=covered)
+    else:
+        state = _run(pipeline, params or {}, models, store, out, nodes or (), allow or (), max_failures)
+    tell(f"{state.name}: {state.message}")
+    return state
+
+
+def _run(
+    pipeline: str, params: dict[str, Any], models: str | None, store: str, out: str, nodes: Sequence[str], allow: Sequence[str],
+    max_failures: int | None,
+) -> State[dict[str, Any]]:
     try:
-        for file in nodes or ():
+        for file in nodes:
             import_nodes(Path(file))
         return Pipeline.from_spec(read(Path(pipeline))).run_in_flow(
-            params or {}, models=models, store=store, out=out, allow=[Path(folder) for folder in allow or ()],
-            max_failures=max_failures,
+            params, models=models, store=store, out=out, allow=[Path(folder) for folder in allow], max_failures=max_failures
         )
-    except NoFiles as error:
-        if here()[0].deployment_id:
+    except UserError as error:
+        if isinstance(error, NoFiles) and here()[0].deployment_id:
             return Completed(name="Nothing to do", message=str(error))
         return Failed(message=str(error), data=error)
-    except UserError as error:
-        return Failed(message=str(error), data=error)
+
+
+def _teller() -> Callable[[str], None]:
+    """What says how a deployment's run goes where it is served: a line with the deployment's name."""
+    current, client = here()
+    if not current.deployment_id:
+        return lambda text: None
+    name = client.read_deployment(current.deployment_id).name
+    return lambda text: print(f"{name}: {text}", file=sys.stderr, flush=True)
 
 
 def _covered_by() -> str:

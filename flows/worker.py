@@ -86,7 +86,8 @@ def _bench(step: str, store: str, batch: int | None, identity: str) -> _Bench:
         WorkerError: the node or its model is not the one that the flow means.
     """
     bound, kept, lost = wire.step_received(json.loads(step)), _store(store), list[tuple[str, Ref]]()
-    planner = Planner(Graph(Spec(bound.name), {bound.name: replace(bound, wires={})}, (), {}), kept)
+    alone = Spec(bound.name)
+    planner = Planner(Graph(alone, {bound.name: replace(bound, wires={})}, (), {}, alone), kept)
     for model, found in planner.models.items():
         if _models.setdefault(model, found) != found:
             release()  # its files were changed: what is in memory is the old one

@@ -155,10 +155,14 @@ class Source(Node):
     suffixes: ClassVar[tuple[str, ...]] = ()
 
 
+ID = "{id}"
+"""What stands for an element's id in a sink's name."""
+
+
 class Sink(Node):
     """A node whose output is written under a name of its own: `name` may hold `{id}`, and enters no cache key."""
 
-    name: str = "{id}"
+    name: str = ID
 
 
 UNKEYED: Mapping[type[Node], str] = {Source: "path", Sink: "name"}

@@ -72,7 +72,7 @@ def test_an_absent_file_fails_alone_and_the_same_command_takes_it_up(words: Path
 def test_too_many_absent_files_stop_the_run(words: Path, run: Run) -> None:
     shutil.rmtree(words)
     ran = run(WORDS, max_failures=1)
-    assert ran.result.stopped == "more than 1 failures"
+    assert ran.result.stopped == "more than 1 failed; the same command goes on with the rest"
     assert states(ran)["words"] == "2 failed"
     words.mkdir()
     for name in "abc":

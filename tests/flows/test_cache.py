@@ -187,17 +187,24 @@ def test_a_damaged_manifest_is_a_miss_that_is_said(photos: Path, run: Run, store
     assert again.result.steps["negative"].reasons == {"damaged": 1}
 
 
-def test_what_was_removed_from_the_store_runs_again(photos: Path, run: Run, store: Store) -> None:
+def test_what_was_removed_from_the_store_runs_again(
+    photos: Path, run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(chain(photos))
-    store.collect(0)
+    assert store.collect(0) == 0 and store.info()["results"] == 12, "young results stay, with their values"
+    monkeypatch.setattr("flows.store.YOUNG", -10)
+    assert store.collect(0) > 0
     assert store.info()["results"] == 0
     again = run(chain(photos))
     assert again.result.steps["photo"].reasons == {"removed from the store": 3}
 
 
-def test_what_is_used_stays_longest_in_a_store_that_is_too_large(photos: Path, run: Run, store: Store) -> None:
+def test_what_is_used_stays_longest_in_a_store_that_is_too_large(
+    photos: Path, run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = run(chain(photos))
     keys = [first_call(ran, step, 0).key for step in ("photo", "negative")]
+    monkeypatch.setattr("flows.store.YOUNG", -10)
     for path in (store.folder / "manifests").glob("*/*"):
         os.utime(path, (time.time() - 3 * DAY,) * 2)
     used = store.look_up(keys[1])

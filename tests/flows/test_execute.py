@@ -58,7 +58,7 @@ def test_a_run_stops_after_too_many_failures_and_keeps_what_is_done(photos: Path
         f'name: x\nsteps:\n  photo: {{node: Grey, path: "{photos}"}}\n  fussy: {{node: Fussy, image: photo}}\n',
         max_failures=1,
     )
-    assert ran.result.stopped == "more than 1 failures"
+    assert ran.result.stopped == "more than 1 failed; the same command goes on with the rest"
     assert states(ran) == {"photo": "3 ran", "fussy": "2 failed"}
 
 

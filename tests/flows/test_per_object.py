@@ -77,7 +77,7 @@ def test_an_object_that_fails_keeps_its_picture_from_being_put_together_and_no_o
 
 def test_too_many_failed_objects_stop_the_run_and_the_same_command_goes_on(scenes: Path, run: Run) -> None:
     ran = run(PER_OBJECT, max_failures=0)
-    assert ran.result.stopped == "more than 0 failures"
+    assert ran.result.stopped == "more than 0 failed; the same command goes on with the rest"
     assert states(ran)["pasted"] == ""
     (scenes / "c.txt").unlink()
     again = run(PER_OBJECT, max_failures=0)
