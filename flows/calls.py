@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from flows.clock import Clock
-from flows.graph import Bound
+from flows.graph import Bound, alone
 from flows.plan import Call, Planner
 from flows.reading import Value
 from flows.results import Failure
@@ -149,22 +149,24 @@ class Caller:
         heard = listening(lambda done, total: part(step, done, total)) if part else contextlib.nullcontext()
         with self._clock("read"):
             inputs = [self._inputs(call) for call in calls]
-        nodes = [self._node(step, given) for given in inputs]
+        nodes = [self._node(call, given) for call, given in zip(calls, inputs, strict=True)]
         with heard, self._clock(step.name):
             if _together(step):
-                return self._call_together(step.node, nodes, inputs)
+                return self._call_together(nodes, inputs)
             return [self._call_one(node, call, given) for node, call, given in zip(nodes, calls, inputs, strict=True)]
 
-    def _node(self, step: Bound, inputs: dict[str, Any]) -> Node:
-        """The step's node, its `${step}` texts filled in from the inputs, which are taken out of them."""
-        if not step.texts:
-            return step.node
-        return _rendered(step, {name: inputs.pop(name) for name in list(inputs) if name not in step.node.ports})
+    def _node(self, call: Call, inputs: dict[str, Any]) -> Node:
+        """What makes the element: its `${step}` texts are filled in from the inputs, and taken out of them."""
+        node = call.step.node
+        if call.step.texts:
+            node = _rendered(call.step, {name: inputs.pop(name) for name in list(inputs) if name not in node.ports})
+        return alone(node, call.position)
 
     @staticmethod
     def _call_together(
-        node: Node, nodes: Sequence[Node], inputs: Sequence[dict[str, Any]]
+        nodes: Sequence[Node], inputs: Sequence[dict[str, Any]]
     ) -> list[dict[str, Artifact | list[Artifact]]]:
+        node = nodes[0]  # they differ in what is given as lists alone
         given = {port: [each.get(port) for each in inputs] for port in node.ports}
         varying = {name: [getattr(each, name) for each in nodes] for name in node.varying}
         returned = type(node).run_batch(node, **given, **varying)
@@ -206,7 +208,7 @@ class Caller:
                 name: tuple(self._store.put(each) for each in found) if isinstance(found, list) else self._store.put(found)
                 for name, found in value.items()
             }
-            identity = self._planner.identities[call.step.name][0]
+            identity, _ = self._planner.identity(call.step, call.position)
             manifest = Manifest(outputs, identity, self._planner.inputs_of(call), seconds)
             self._store.record(call.key, manifest)
         except Unreachable as error:
@@ -252,8 +254,8 @@ def _models(node: Node) -> tuple[Model, ...]:
 
 
 def _together(step: Bound) -> bool:
-    """Whether several elements can go to the node at once: it takes batches, and its texts differ only where it allows."""
-    return step.node.batches() and set(step.texts) <= step.node.varying
+    """Whether several elements can go to the node at once: it takes batches, and they differ only where it allows."""
+    return step.node.batches() and {*step.texts, *step.node.counted[1:]} <= step.node.varying
 
 
 def _may_pass(error: BaseException | None, count: int) -> bool:
@@ -279,7 +281,7 @@ def _named(value: Any) -> str:
 
 
 def _outputs(node: Node, returned: Any) -> dict[str, Artifact | list[Artifact]]:
-    """What `run` returned, by output, checked against what it declares.
+    """What `run` returned, by output, checked against what it declares; of a counted node, the one thing of each list.
 
     Raises:
         UserError: a value of another type.
@@ -297,4 +299,8 @@ def _outputs(node: Node, returned: Any) -> dict[str, Artifact | list[Artifact]]:
             values[name] = items
     if len({len(v) for v in values.values() if isinstance(v, list)}) > 1:
         raise UserError(f"{type(node).__name__}.run: its lists differ in length")
-    return values
+    if not node.counted:
+        return values
+    if (count := len(next(iter(values.values())))) != 1:
+        raise UserError(f"{type(node).__name__}.run: expected a list of 1 where {node.counted[0]} is 1, got {count}")
+    return {name: found[0] for name, found in values.items()}

@@ -182,6 +182,7 @@ class _Binder:
         if issubclass(draft.cls, Sink) and isinstance(wanted := draft.values.get("name"), str):
             for word in [place for place in sources.places_in(wanted) if place != "id"] + sources.mistyped(wanted):
                 self.fault(f'step "{name}": name: unknown {{{word}}}; known: {ID}', "steps", name, "name")
+        self._known_before(name, draft, draft.cls.counted, " and ".join(draft.cls.counted))
         values = {key: _for_field(draft.cls, key, value) for key, value in draft.values.items()}
         # A number that a step gives comes when the pipeline runs, and is validated then.
         later = {key for key in draft.texts if draft.cls.model_fields[key].annotation is not str}
@@ -206,10 +207,7 @@ class _Binder:
 
     def _source_params(self, name: str, draft: _Draft) -> None:
         """A source's files are known before anything runs, and a template's words are known ones."""
-        for key in draft.texts:
-            given = ", ".join(f"${{{found}}}" for found in REFERENCE.findall(draft.texts[key]))
-            self.fault(f'step "{name}": {key}: {given} comes of a step, and a source\'s params must be known before anything '
-                       "runs", "steps", name, key)
+        self._known_before(name, draft, draft.texts, "a source's params")
         path, ports = draft.values.get("path"), draft.cls.ports
         if not isinstance(path, str) or not ports:
             return
@@ -219,6 +217,13 @@ class _Binder:
                      for place in sources.places_in(path)[:1]]
         for message in wrong:
             self.fault(f'step "{name}": path: {message}', "steps", name, "path")
+
+    def _known_before(self, name: str, draft: _Draft, keys: Collection[str], what: str) -> None:
+        """Check that no step gives these params."""
+        for key in (key for key in draft.texts if key in keys):
+            given = ", ".join(f"${{{found}}}" for found in REFERENCE.findall(draft.texts[key]))
+            self.fault(f'step "{name}": {key}: {given} comes of a step, and {what} must be known before anything runs',
+                       "steps", name, key)
 
     def _missing(self, name: str, cls: type[Node], port: Port) -> None:
         fitting = [f"{port.name}: {wire}" for wire in self.giving(port.type, name)]

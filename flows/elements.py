@@ -43,6 +43,7 @@ class Elements:
     _gaps: dict[str, dict[Position, Gap]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._lengths = {step.gives: step.length for step in self.graph if step.length is not None}
         self._consumed: set[str] = set()
         self._kept: set[str] = set()
         for step in self.graph:
@@ -66,7 +67,8 @@ class Elements:
 
     def count(self, lineage: Lineage, position: Position) -> int | None:
         """How many elements the list has there, if that is known."""
-        return self._children.get(lineage, {}).get(position)
+        known = self._lengths.get(lineage)
+        return self._children.get(lineage, {}).get(position) if known is None else known
 
     def positions(self, lineage: Lineage, window: range | None = None) -> Iterator[Position]:
         """The positions of a list's elements in order; those of a window of the outermost list."""

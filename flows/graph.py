@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -51,8 +51,14 @@ class Bound:
 
     @property
     def over(self) -> Lineage:
-        """The list whose elements are made one at a time: a source reads each of its files by itself."""
-        return self.gives if isinstance(self.node, Source) else self.lineage
+        """The list whose elements are made one at a time: a source reads each of its files by itself, and a counted node
+        makes each of its things so."""
+        return self.gives if isinstance(self.node, Source) or self.node.counted else self.lineage
+
+    @property
+    def length(self) -> int | None:
+        """How many elements a counted node's list has, each time; of all others that is known once it is there."""
+        return getattr(self.node, self.node.counted[0]) if self.node.counted else None
 
     @property
     def fans_out(self) -> bool:
@@ -105,9 +111,17 @@ class Graph:
                 found[step.name] = max(found[step.name], found[wire.step] + int(whole))
         return found
 
-    def group(self, step: Bound) -> tuple[int, Lineage]:
-        """The steps of one group go together through the windows of one list, between the joins over it."""
-        return self.phases[step.name], step.over[:1]
+    def group(self, step: Bound) -> tuple[int, Hashable]:
+        """The steps of one group go together through the windows of one list, between the joins over it. Counted lists of
+        one length are as one, so that in a sweep over them a model does all it can before the next has its turn."""
+        root = step.over[:1]
+        length = self.steps[root[0]].length if root else None
+        return self.phases[step.name], root if length is None else length
+
+
+def alone(node: Node, position: Sequence[int]) -> Node:
+    """A step's node as it makes the element at `position`."""
+    return node.nth(position[-1]) if node.counted else node
 
 
 def order(edges: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flows import keys, sources
 from flows.elements import Elements, Gap, Hole, Position
-from flows.graph import Bound, Graph, Lineage
+from flows.graph import Bound, Graph, Lineage, alone
 from flows.keys import Digest
 from flows.spec import shown
 from flows.store import Manifest, Ref, Store
@@ -110,6 +110,13 @@ class Planner:
         found = {step.name: keys.identity(step.node, self.models) for step in self.graph}
         return {name: (identity, keys.digest("Node", identity)) for name, identity in found.items()}
 
+    def identity(self, step: Bound, position: Position) -> tuple[Mapping[str, Any], Digest]:
+        """The identity of what makes one element, and its digest: the step's own, unless its node is counted."""
+        if not step.node.counted:
+            return self.identities[step.name]
+        found = keys.identity(alone(step.node, position), self.models)
+        return found, keys.digest("Node", found)
+
     def _find_files(self, step: Bound, node: Source) -> None:
         """List the files of a source, or see that those beside each picture lie where they may."""
         if not step.wires:
@@ -157,7 +164,8 @@ class Planner:
                 digests["file"] = self.store.file_digest(self.file_of(step, position))
             except (OSError, InputError):  # running it will say what is wrong with this very file
                 digests["file"], readable = id_, False
-        key = keys.step_key(self.identities[step.name][1], digests)
+        identity, digest = self.identity(step, position)
+        key = keys.step_key(digest, digests)
         base = Call(step, position, id_, "run", "", key, inputs, missing)
         if step.name in self.force and key not in self._forced:
             return self._with(base, "run", "forced")
@@ -169,7 +177,7 @@ class Planner:
             return self._with(base, "failed", str(error))
         if manifest is not None:
             return self._with(base, "cached", "", manifest)
-        return self._with(base, "run", self._reason(step, id_, key, digests))
+        return self._with(base, "run", self._reason(step, id_, key, identity, digests))
 
     def _inputs(self, step: Bound, position: Position) -> tuple[dict[str, Ref | tuple[Ref, ...]], int, Hole | None]:
         """What the wires carry to a call, how many elements its lists lack, and the hole that keeps it from running.
@@ -222,7 +230,7 @@ class Planner:
             found["file"] = self.store.file_digest(self.file_of(call.step, call.position))
         return found
 
-    def _reason(self, step: Bound, id_: str, key: Digest, inputs: Mapping[str, Any]) -> str:
+    def _reason(self, step: Bound, id_: str, key: Digest, new: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
         """Why a call is not in the store, told from what the same element was called with last time."""
         if step.name not in self._has_run:
             self._has_run[step.name] = self.store.has_run(self.graph.name, step.name)
@@ -237,7 +245,7 @@ class Planner:
             before = None
         if before is None:
             return "removed from the store"
-        old, new = before.identity, self.identities[step.name][0]
+        old = before.identity
         if old["node"] != new["node"]:
             return f"node changed: {old['node']} → {new['node']}"
         if old["version"] != new["version"]:

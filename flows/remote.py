@@ -161,7 +161,7 @@ class RemoteCaller(Caller):
     def _outcome(self, step: Bound, call: Call, made: wire.Sent) -> Outcome:
         if "error" in made:
             return Failure(step.name, call.id, made["error"], made["traceback"])
-        identity = self._planner.identities[step.name][0]
+        identity, _ = self._planner.identity(step, call.position)
         return Manifest(wire.values_received(made["outputs"]), identity, self._planner.inputs_of(call), made["seconds"])
 
 

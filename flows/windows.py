@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 from flows.elements import Elements
-from flows.graph import Bound, Graph, Lineage
+from flows.graph import Bound, Graph
 
 FIRST, LARGEST = 16, 256
 LEAST = 8
@@ -31,12 +31,12 @@ def rounds(graph: Graph, elements: Elements, size: Callable[[], int], only: set[
     Steps between two joins over whole lists go together: window after window, and within a window step after step,
     so that a model does all it can for the window before the next has its turn. `size` is asked for each window.
     """
-    groups: dict[tuple[int, Lineage], list[Bound]] = {}
+    groups: dict[tuple[int, Hashable], list[Bound]] = {}
     for step in graph:
         if step.name in only:
             groups.setdefault(graph.group(step), []).append(step)
-    for (_, root), steps in sorted(groups.items(), key=lambda item: item[0][0]):
-        if not root:
+    for _, steps in sorted(groups.items(), key=lambda item: item[0][0]):
+        if not (root := steps[0].over[:1]):
             yield Round(tuple(steps))
             continue
         count, number, window = elements.count(root, ()) or 0, 0, range(0)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -67,7 +67,8 @@ class Node(BaseModel):
     A subclass is known by its name once it is defined. `run` is a function of the params, the model and the contents of
     the inputs, and of nothing else. A class that has `run_batch` too takes several items at once, each port as a list, and
     also as lists those params that it names as arguments, so that items go together whose `${step}` texts differ;
-    how items are grouped must not change a result. `version` is part of the cache key; a class that declares none gets
+    how items are grouped must not change a result. Where the things of a list are as good made alone, `counted` says so:
+    each is then made, kept and tried again by itself. `version` is part of the cache key; a class that declares none gets
     a digest of its module's source.
 
     Raises:
@@ -83,6 +84,9 @@ class Node(BaseModel):
     """Whether a `list` port may come without the elements that failed."""
     aligned: ClassVar[bool] = False
     """Whether what stands at one place of its `list` ports belongs together: they then must be wired to one list."""
+    counted: ClassVar[tuple[str, ...]] = ()
+    """Two int params of a node that gives lists, if their things can be made one by one: the first says how many there are,
+    and the thing at place i is what 1 and the second plus i give."""
 
     varying: ClassVar[frozenset[str]] = frozenset()
     """The params that may differ between the items of a batch: those that `run_batch` takes, as lists."""
@@ -98,6 +102,7 @@ class Node(BaseModel):
         cls.ports, cls.outputs = _signature(cls)
         if clash := set(cls.ports) & set(cls.model_fields):
             raise NodeDefinitionError(f"{cls.__name__}: {sorted(clash)[0]} is both a param and a port")
+        _check_counted(cls)
         named = inspect.signature(cls.run_batch).parameters if cls.batches() else ()
         cls.varying = frozenset(named) & frozenset(cls.model_fields)
         if not cls.__dict__.get("version"):
@@ -116,6 +121,11 @@ class Node(BaseModel):
     def batches(cls) -> bool:
         """Whether the class can serve several items at once."""
         return callable(getattr(cls, "run_batch", None))
+
+    def nth(self, index: int) -> Self:
+        """This node, which is counted, as it makes the thing at one place of its list alone."""
+        count, first = self.counted
+        return self.model_copy(update={count: 1, first: getattr(self, first) + index})
 
     def step(self, name: str, **wires: Step | Output) -> Step:
         """This node as the step `name` of a pipeline, each input port given a step or one output of a step."""
@@ -261,6 +271,16 @@ def _signature(cls: type[Node]) -> tuple[dict[str, Port], dict[str, Port]]:
     else:
         outputs = {"output": _port(what, "output", returned, False)}
     return ports, outputs
+
+
+def _check_counted(cls: type[Node]) -> None:
+    if not cls.counted:
+        return
+    fields = cls.model_fields
+    if len(cls.counted) != 2 or any(name not in fields or fields[name].annotation is not int for name in cls.counted):
+        raise NodeDefinitionError(f"{cls.__name__}: counted must name two int params, got {', '.join(cls.counted)}")
+    if not all(port.many for port in cls.outputs.values()):
+        raise NodeDefinitionError(f"{cls.__name__}: what is counted is a list, and its run gives none")
 
 
 def _port(where: str, name: str, hint: Any, none_default: bool) -> Port:

@@ -32,14 +32,16 @@ class Generate(Diffusion):
     `width` and `height` are in pixels, multiples of 8, and by default the model's own. With `denoising_end` (0..1)
     the sampler stops at that part of the way: the latents still hold noise, for a `Refine` with the same
     `denoising_start`, and the pictures show that state. `guidance_scale` is that of classifier-free guidance (Ho and
-    Salimans 2022); `scheduler` is by default the model's own. Each picture's info holds what makes it again: prompt,
+    Salimans 2022); `scheduler` is by default the model's own. In a pipeline each picture is an element by itself: it is
+    made, kept and tried again alone, and one more makes one more. Each picture's info holds what makes it again: prompt,
     seed, effective steps, scheduler, size.
 
     Raises:
         ModelError: the model is absent or is not SDXL.
     """
 
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
+    counted: ClassVar[tuple[str, ...]] = ("count", "seed")
     model: Model = Model(role="generate")
     prompt: str
     width: Side | None = None
@@ -48,13 +50,15 @@ class Generate(Diffusion):
     denoising_end: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def run(self) -> Generated:
-        return self.run_batch([self.prompt])[0]
+        return self.run_batch([self.prompt], [self.seed])[0]
 
-    def run_batch(self, prompt: list[str]) -> list[Generated]:
-        """The pictures of each prompt."""
-        asked = [Asked(each, seed) for each in prompt for seed in range(self.seed, self.seed + self.count)]
+    def run_batch(self, prompt: list[str], seed: list[int]) -> list[Generated]:
+        """The pictures of each prompt and its first seed."""
+        asked = [Asked(words, first + i) for words, first in zip(prompt, seed, strict=True) for i in range(self.count)]
         with held(self.model, load_parts) as parts:
-            made = in_batches(asked, partial(self._made, parts))
+            make = partial(self._made, parts)
+            # Of one picture each, whoever called has grouped them.
+            made = make(asked) if self.count == 1 else in_batches(asked, make)
             pictures = [self._picture(parts, each) for each in made]
         return [
             Generated(*map(list, zip(*pictures[start : start + self.count], strict=True)))

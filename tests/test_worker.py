@@ -176,6 +176,27 @@ def test_a_run_on_a_worker_gives_the_bytes_of_a_run_here(
     assert states(again)["pondered"] == "12 cached, 1 failed"
 
 
+def test_a_worker_makes_each_thing_of_a_counted_list_alone(first: Roof, photos: Path, tmp_path: Path) -> None:
+    text = (
+        'name: x\nparams: {count: 5}\nsteps:\n'
+        f'  far: {{node: Far, count: "${{count}}", first: 10, model: "{photos.parent}/model"}}\n'
+        '  back: {node: Invert, image: far}\n'
+    )
+    here, there = (execution(text, tmp_path / name, at) for name, at in (("a", None), ("b", first.scheduler)))
+    here.run()
+    toys.calls.clear()
+    there.run()
+    assert not any(call.startswith("Cards") for call in toys.calls)
+    assert states(there) == states(here) == {"far": "4 ran, 1 failed", "back": "4 ran, 1 skipped"}
+    for folder in ("manifests", "blobs"):
+        made = [{path.name for path in (tmp_path / name / folder).glob("*/*")} for name in "ab"]
+        assert made[0] == made[1]
+    assert pixels(there, "far") == [10, 11, 12, 14]
+    more = execution(text.replace("count: 5", "count: 6"), tmp_path / "b", first.scheduler)
+    more.run()
+    assert states(more)["far"] == "1 ran, 4 cached, 1 failed"
+
+
 def test_a_damaged_input_is_made_again_for_the_worker(first: Roof, photos: Path, tmp_path: Path) -> None:
     text = pondering(photos)
     here = execution(text, tmp_path / "store", None)

@@ -315,3 +315,54 @@ class Flaky(Node):
             except OSError as error:
                 raise (RuntimeError if self.network else UserError)("no answer") from error
         return image
+
+
+class Cards(Node):
+    """Plain pictures of one pixel, of the greys `first`, `first + 1`, …, and `words`. They are made several at once; those of
+    13 fail."""
+
+    version: ClassVar[str] = "1"
+    counted: ClassVar[tuple[str, ...]] = ("count", "first")
+    first: int
+    count: int = 1
+    words: str = ""
+
+    def run(self) -> list[Image]:
+        return self.run_batch([self.first], [self.words])[0]
+
+    def run_batch(self, first: list[int], words: list[str]) -> list[list[Image]]:
+        calls.append(f"Cards×{len(first)}")
+        if 13 in first:
+            raise RuntimeError("thirteen")
+        return [
+            [Image(np.full((1, 1, 3), grey + i, np.uint8), info={"words": text}) for i in range(self.count)]
+            for grey, text in zip(first, words, strict=True)
+        ]
+
+
+class Far(Cards):
+    """Cards from a node that has a model, and so is made by a worker."""
+
+    version: ClassVar[str] = "1"
+    model: Model = Model(role="far")
+
+
+class Rolled(NamedTuple):
+    faces: list[Image]
+    words: list[Text]
+
+
+class Dice(Node):
+    """The faces of a die, each with its number in words; as many for one throw as `wrong` says."""
+
+    version: ClassVar[str] = "1"
+    counted: ClassVar[tuple[str, ...]] = ("throws", "seed")
+    throws: int
+    seed: int = 0
+    wrong: int = 1
+
+    def run(self) -> Rolled:
+        calls.append("Dice")
+        seeds = range(self.seed, self.seed + self.throws * self.wrong)
+        faces = [seed % 6 + 1 for seed in seeds]
+        return Rolled([Image(np.full((1, 1, 3), face, np.uint8)) for face in faces], [Text(f"a {face}") for face in faces])

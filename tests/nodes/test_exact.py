@@ -63,7 +63,7 @@ def test_every_model_gives_the_same_bytes_in_any_grouping_on_any_number_of_cores
         "Refine": (
             Refine(model=model("refine"), strength=0.7, **FEW).run_batch, [pictures, [None] * count, prompts],
         ),
-        "Generate": (Generate(model=model("generate"), prompt="", **FEW).run_batch, [prompts]),
+        "Generate": (Generate(model=model("generate"), prompt="", **FEW).run_batch, [prompts, [7, 8, 7, 9]]),
     }
     for name, (run_batch, lists) in work.items():
         alone = grouped(run_batch, 1, *lists)

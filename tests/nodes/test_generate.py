@@ -1,11 +1,15 @@
 """Generate paints what was asked for, and the same again for the same seed."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from flows.execute import Execution
+from flows.pipeline import Pipeline
+from flows.store import Store
 from nodes import Detect, Generate, Image
 from nodes.generate import Generated
 
@@ -48,6 +52,17 @@ def test_count_makes_the_pictures_of_the_next_seeds_each_as_if_alone(toybox: Map
         assert alone.latents[0] == several.latents[offset]
         assert several.images[offset].info["seed"] == 7 + offset
     assert several.images[0] != several.images[1]
+
+
+def test_in_a_pipeline_each_picture_is_an_element_and_the_same(toybox: Mapping[str, str], tmp_path: Path) -> None:
+    node = Generate.model_validate(
+        {"model": toybox["generate"], "prompt": "a cat", "num_inference_steps": 2, "seed": 7, "count": 3}
+    )
+    execution = Execution(Pipeline("x", [node.step("made")]).graph(), Store(tmp_path), batch=2)
+    assert execution.run().steps["made"].ran == 3
+    made = node.run()
+    for output, wanted in (("images", made.images), ("latents", made.latents)):
+        assert [(id_, value) for _, id_, value in execution.values("made", output)] == list(zip("012", wanted, strict=True))
 
 
 def test_the_info_tells_what_makes_the_picture_again(toybox: Mapping[str, str]) -> None:
