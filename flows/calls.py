@@ -25,7 +25,8 @@ from nodes.artifacts import Artifact, Score
 from nodes.base import Model, Node, Source
 from nodes.batches import BatchSize, grouping
 from nodes.errors import Damaged, OutOfMemory, PhotoloomError, Unreachable, UserError
-from nodes.resident import in_a_lane, lanes, release
+from nodes.models import device_is_cpu
+from nodes.resident import in_a_lane, in_turn, lanes, release, waited
 from nodes.running import listening
 
 T = TypeVar("T")
@@ -72,19 +73,27 @@ class Caller:
         size, at_once = self._size(step)[0].size, self.lanes(step)
         return max(1, min(-(-size // at_once) if self._batch else size, -(-left // at_once)))
 
+    def places(self, step: Bound) -> tuple[int, Callable[..., Future[Any]] | None]:
+        """How many batches of a step may be under way at once, and what begins one, if not the caller itself. A GPU takes one
+        at a time, and is not to wait while the one before is kept and the next one's inputs are read."""
+        if (count := self.lanes(step)) > 1:
+            return count, in_a_lane
+        return (2, in_turn) if _models(step.node) and not device_is_cpu() else (1, None)
+
     def in_lanes(self, step: Bound, calls: Sequence[Call], make: Callable[[Sequence[Call]], Iterable[T]]) -> Iterator[T]:
         """What `make` gives for batches of the calls, as it comes: as many batches at once as the step's model allows, and
         none left running in the end."""
-        todo, at_once, running = calls, self.lanes(step), set[Future[Iterable[T]]]()
+        todo, running = calls, set[Future[Iterable[T]]]()
+        at_once, begin = self.places(step)
         try:
             while todo or running:
                 while todo and len(running) < at_once:
                     size = self.size(step, len(todo))
                     some, todo = todo[:size], todo[size:]
-                    if at_once == 1:
+                    if begin is None:
                         yield from make(some)
                     else:
-                        running.add(in_a_lane(partial(make, some)))
+                        running.add(begin(partial(make, some)))
                 if running:
                     with self._clock(step.name):
                         done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -102,7 +111,7 @@ class Caller:
         """Call the node. A batch that fails is halved until what fails alone is known; so is one that memory is short for.
         What may pass, a fault of the network or memory that is short for one, is tried again a few times."""
         size, inner = self._size(step)
-        started = perf_counter()
+        started, waited_before = perf_counter(), waited()
         error: Exception | None = None
         try:
             with grouping(inner):
@@ -128,7 +137,7 @@ class Caller:
                 return
             yield calls[0], self._failure(step, calls[0], error)
             return
-        seconds = perf_counter() - started
+        seconds = perf_counter() - started - (waited() - waited_before)
         size.took(len(calls), seconds)
         with self._clock("store"):
             kept = self._store.objects.together(

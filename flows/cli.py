@@ -436,8 +436,9 @@ def main() -> None:
         if isinstance(error, ServerError):
             os._exit(2)  # at exit Prefect would try for minutes to tell a server that is gone what it missed
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _say("interrupted; the same command takes up where this one stopped")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == 130:  # so typer ends on Ctrl-C
+            _say("interrupted; the same command takes up where this one stopped")
+        raise
     finally:
         freeze()  # at exit there is nothing to look for either

@@ -7,9 +7,10 @@ import json
 import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future as _Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from flows import cluster, wire
@@ -70,6 +71,9 @@ class RemoteCaller(Caller):
 
     def lanes(self, step: Bound) -> int:
         return 1 if sent(step) else super().lanes(step)
+
+    def places(self, step: Bound) -> tuple[int, Callable[..., _Future[Any]] | None]:
+        return (1, None) if sent(step) else super().places(step)
 
     def size(self, step: Bound, left: int) -> int:
         return LARGEST if sent(step) else super().size(step, left)

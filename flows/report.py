@@ -16,6 +16,7 @@ from typing import Any
 from flows import keys
 from flows.execute import Execution, parts_of
 from flows.graph import Graph, Wire
+from flows.keys import Digest
 from flows.plan import Call
 from flows.results import Failure, Result
 from flows.spec import dump, shown
@@ -24,6 +25,9 @@ from nodes.artifacts import File
 from nodes.base import ID, Sink
 from nodes.errors import Damaged, InputError, StoreError, Unreachable
 from nodes.files import VERSION, as_file
+
+TOGETHER = 256
+"""Files that are noted together."""
 
 
 def new_run_folder(out: Path, pipeline: str) -> Path:
@@ -49,7 +53,7 @@ def new_run_folder(out: Path, pipeline: str) -> Path:
 @dataclass
 class Writer:
     """Writes outputs as they come, and what the steps `asked` for give. Encoded files are kept in the store too, so that a
-    run from the cache encodes nothing."""
+    run from the cache encodes nothing; one that an earlier run wrote, and nobody touched since, is linked: it costs no room."""
 
     graph: Graph
     folder: Path
@@ -59,6 +63,7 @@ class Writer:
 
     def __post_init__(self) -> None:
         self._wires: dict[str, list[Wire]] = {}
+        self._new: list[tuple[Digest, Path, str]] = []
         self._written: dict[Wire, list[tuple[str, str] | None]] = {}
         """The id and suffix of each file, which take less room than its path."""
         sinks = [Wire(step.name, o) for step in self.graph if isinstance(step.node, Sink) for o in step.node.outputs]
@@ -94,6 +99,7 @@ class Writer:
 
     def written(self) -> dict[str, list[dict[str, str]]]:
         """The `id` and `path` of each file, by output, in the order of its elements."""
+        self._remember()
         return {
             str(wire): [{"id": each[0], "path": str(self._path(wire, *each))} for each in found if each]
             for wire, found in self._written.items()
@@ -111,20 +117,42 @@ class Writer:
     def _write(self, wire: Wire, id_: str, ref: Ref) -> str:
         """Write a value; gives its file's suffix."""
         assert self.execution is not None
-        file = self._file(wire.step, ref)
-        path = self._path(wire, id_, file.suffix)
-        with self.execution.clock("write"):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(file.data.data)
-            except OSError as error:
-                raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-        return file.suffix
+        key = keys.digest("File", [VERSION, ref.digest, dict(ref.info) if self.metadata else None])
+        if not (suffix := self._linked(wire, id_, key)):
+            file = self._file(wire.step, ref, key)
+            suffix, path = file.suffix, self._path(wire, id_, file.suffix)
+            with self.execution.clock("write"):
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(file.data.data)
+                except OSError as error:
+                    raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+        self._new.append((key, self._path(wire, id_, suffix), suffix))
+        if len(self._new) >= TOGETHER:
+            self._remember()
+        return suffix
 
-    def _file(self, step: str, ref: Ref) -> File:
+    def _linked(self, wire: Wire, id_: str, key: Digest) -> str:
+        """Link the file that an earlier run wrote; gives its suffix, or nothing where that cannot be done."""
+        assert self.execution is not None
+        with self.execution.clock("write"):
+            if before := self.execution.store.written(key):
+                path = self._path(wire, id_, before[1])
+                with suppress(OSError):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    os.link(before[0], path)
+                    return before[1]
+        return ""
+
+    def _remember(self) -> None:
+        """Note where files were written, many at once."""
+        if self.execution:
+            some, self._new = self._new, []
+            self.execution.store.note_written(some)
+
+    def _file(self, step: str, ref: Ref, key: Digest) -> File:
         assert self.execution is not None
         store = self.execution.store
-        key = keys.digest("File", [VERSION, ref.digest, dict(ref.info) if self.metadata else None])
         try:
             if (kept := store.look_up(key)) and isinstance(one := kept.outputs["file"], Ref):
                 found = store.get(one)

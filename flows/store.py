@@ -5,7 +5,8 @@ manifest that names them, so that a reader sees nothing or all of it and several
 in its own digest: what a power cut tore is a miss, never a result.
 
     blobs/ab/cdef….safetensors      values            manifests/ab/cdef….json     what a key gave
-    files.sqlite                    digests of files by path, size and mtime; the last key of each pipeline's elements
+    files.sqlite                    digests of files by path, size and mtime; the last key of each pipeline's elements; where
+                                    a file was written last
 
 Blobs and manifests lie in a folder, or in a bucket that machines share; files.sqlite is always this machine's own.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -21,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -234,6 +237,10 @@ class Store:
             "CREATE TABLE IF NOT EXISTS history(pipeline TEXT, step TEXT, element TEXT, key TEXT, "
             "PRIMARY KEY(pipeline, step, element)) WITHOUT ROWID"
         )
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS written("
+            "key TEXT PRIMARY KEY, path TEXT, suffix TEXT, size INT, mtime INT) WITHOUT ROWID"
+        )
         return database
 
     def file_digest(self, path: Path) -> Digest:
@@ -254,6 +261,25 @@ class Store:
             )
         return found
 
+    def written(self, key: Digest) -> tuple[Path, str] | None:
+        """A file that a run wrote under this key, and its suffix, if it is there and nobody has touched it since."""
+        row = self._database().execute("SELECT path, suffix, size, mtime FROM written WHERE key=?", (key,)).fetchone()
+        try:
+            stat = os.lstat(row[0]) if row else None
+        except OSError:
+            return None
+        as_it_was = stat and S_ISREG(stat.st_mode) and (stat.st_size, stat.st_mtime_ns) == row[2:]
+        return (Path(row[0]), row[1]) if as_it_was else None
+
+    def note_written(self, files: Iterable[tuple[Digest, Path, str]]) -> None:
+        """Remember where files were written: the key, the path and its suffix of each."""
+        rows = []
+        for key, path, suffix in files:
+            with suppress(OSError):
+                stat = path.stat()
+                rows.append((key, os.path.abspath(path), suffix, stat.st_size, stat.st_mtime_ns))
+        self._all("INSERT OR REPLACE INTO written VALUES(?,?,?,?,?)", rows)
+
     def last_key(self, pipeline: str, step: str, element: str) -> Digest | None:
         """The key that an element of a step had when the pipeline last ran."""
         row = self._database().execute(
@@ -268,13 +294,16 @@ class Store:
 
     def note_keys(self, pipeline: str, step: str, keys: Mapping[str, Digest]) -> None:
         """Remember the keys of a run's elements."""
-        if not keys:
+        rows = [(pipeline, step, element, key) for element, key in keys.items()]
+        self._all("INSERT OR REPLACE INTO history VALUES(?,?,?,?)", rows)
+
+    def _all(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """A statement for each of the rows, all at once."""
+        if not rows:
             return
         database = self._database()
         database.execute("BEGIN IMMEDIATE")
-        database.executemany(
-            "INSERT OR REPLACE INTO history VALUES(?,?,?,?)", ((pipeline, step, element, key) for element, key in keys.items())
-        )
+        database.executemany(statement, rows)
         database.execute("COMMIT")
 
     # --- housekeeping ---

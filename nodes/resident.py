@@ -87,6 +87,21 @@ def in_a_lane(work: Callable[[], T]) -> Future[T]:
     return _lanes(cores()).submit(copy_context().run, work)
 
 
+@cache
+def _turns() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, "turn")
+
+
+def in_turn(work: Callable[[], T]) -> Future[T]:
+    """Begin `work` in one of two threads: while one is at a model, the other keeps what came before and reads what is next."""
+    return _turns().submit(copy_context().run, work)
+
+
+def waited() -> float:
+    """The seconds that this thread has waited for its turn at a model."""
+    return float(getattr(_local, "waited", 0.0))
+
+
 def lanes(model: Model) -> int:
     """How many threads may have a model work at once: as many as there are cores where it is light, else one."""
     return cores() if is_light(model) else 1
@@ -150,7 +165,9 @@ def held(model: Model, load: Callable[[Place], L]) -> Iterator[L]:
                 resident.bytes = sum(tensor.nbytes for module in resident.loaded.modules for tensor in module.parameters())
         resident.users, resident.used = resident.users + 1, time.monotonic()
     try:
+        asked = time.monotonic()
         with nullcontext() if in_lane() else resident.turn, shortage(model):
+            _local.waited = waited() + time.monotonic() - asked
             yield resident.loaded
     finally:
         with resident.lock:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tokenize
@@ -121,6 +122,9 @@ def test_plan_as_json_says_what_run_then_does(halves: Workplace) -> None:
         (("run", "replace_object.yaml", "--set", "prompt"), "--set prompt: write --set NAME=VALUE"),
         (("run", "replace_object.yaml", "--models", "toybx"), 'unknown model set "toybx"; did you mean "toybox"?'),
         (("run", "replace_object.yaml", "--only", "edit"), 'unknown step "edit"; did you mean "edited"?'),
+        (("run", "replace_object.yaml", "--force", "edit"), 'unknown step "edit"; did you mean "edited"?'),
+        (("store", "info", "--store", "nowhere"), "--store nowhere: there is no store"),
+        (("deploy", "find_similar.yaml", "--interval", "9", "--name", "a/b"), "--name a/b: a deployment's name holds none"),
         (("run", "halved.yaml", "--nodes", "none.py"), "--nodes none.py: no such Python file"),
         (("run", "halved.yaml", "--nodes", "faulty.py"), "--nodes faulty.py: ZeroDivisionError: division by zero"),
         (("run", "halved.yaml"), 'unknown node "Half"'),
@@ -133,6 +137,7 @@ def test_what_a_user_did_is_told_in_a_line(halves: Workplace, words: tuple[str, 
     assert message in ran.stderr
     assert "Traceback" not in ran.stderr
     assert not (halves.folder / "outputs" / "replace-object").exists(), "no run was begun"
+    assert not (halves.folder / "nowhere").exists(), "looking at a store makes none"
 
 
 def test_what_lies_beside_a_picture_is_read_and_what_lies_elsewhere_is_not(halves: Workplace) -> None:
@@ -165,10 +170,107 @@ def test_what_a_node_did_is_told_in_a_line_and_kept_in_full(halves: Workplace) -
     (halves.folder / "own.py").write_text(NODE.replace("pixels // 2", "pixels // (1 // len(image.info.get('no', ())))"))
     ran = halves.photoloom("run", "halved.yaml", "--nodes", "own.py")
     assert ran.returncode == 1
-    assert ran.stderr.count("failed: half ") == 2
+    told = re.findall(r"failed: half (\S+): ZeroDivisionError: .* \(traceback: (\S+)\)\n", ran.stderr)
+    assert [name for name, _ in told] == ["cat-blue", "dog-green"]
+    for name, file in told:
+        text = (halves.folder / file).read_text("utf-8")
+        assert text.startswith(f"half {name}\n\nTraceback") and "own.py" in text
     assert "Traceback" not in ran.stderr + ran.stdout
-    texts = [path.read_text("utf-8", errors="replace") for path in halves.folder.glob("outputs/halved/**/*") if path.is_file()]
-    assert any("Traceback" in text and "ZeroDivisionError" in text for text in texts), "it lies in the run's folder"
+    assert "NoneType" not in ran.stderr and "ERROR" not in ran.stderr, "Prefect does not say it again in words of its own"
+
+
+def test_a_run_interrupted_leaves_a_report_and_few_words(halves: Workplace) -> None:
+    slow = NODE.replace("return", "import time\n        print('began', flush=True)\n        time.sleep(30)\n        return")
+    (halves.folder / "own.py").write_text(slow)
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows", "run", "halved.yaml", "--nodes", "own.py"], cwd=halves.folder, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**halves.environment, "PYTHONPATH": str(ROOT)},
+    ) as running:
+        assert running.stdout and running.stdout.readline() == "began\n"
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.splitlines()[-1] == "interrupted; the same command takes up where this one stopped"
+    assert "ERROR" not in said and "Traceback" not in said
+    (report,) = (halves.folder / "outputs" / "halved").glob("*/report.json")
+    found = json.loads(report.read_text())
+    assert (found["status"], found["stopped"], found["steps"]["photo"]["ran"]) == ("stopped", "interrupted", 2)
+
+
+def test_a_runs_folder_says_how_it_was_made_and_makes_it_again(halves: Workplace) -> None:
+    by = NODE.replace("// 2", "// self.by").replace("class Half(Node):", "class Half(Node):\n    by: int = 2\n")
+    (halves.folder / "by.py").write_text(by)
+    (halves.folder / "by.yaml").write_text(
+        "name: by\nparams: {by: 2, photos: photos}\nsteps:\n  photo: {node: Load, path: \"${photos}\"}\n"
+        "  half: {node: Half, image: photo, by: \"${by}\"}\noutputs: [half]\n"
+    )
+    first = halves.run("by.yaml", "--nodes", "by.py", "--set", "by=5", "--set", "photos=photos/cat*")
+    folder = halves.folder / Path(first["report"]).parent
+    assert json.loads((folder / "report.json").read_text())["params"] == {"by": 5, "photos": "photos/cat*"}
+    assert '\nby: 5, photos: "photos/cat*"\n' in (folder / "report.md").read_text()
+    again = halves.run(str(folder / "pipeline.yaml"), "--nodes", "by.py")
+    assert [again["steps"]["half"][state] for state in ("cached", "ran")] == [1, 0]
+    one, two = (halves.folder / found["outputs"]["half"][0]["path"] for found in (first, again))
+    assert one != two and one.read_bytes() == two.read_bytes()
+
+
+def test_a_picture_that_a_run_wrote_already_takes_no_room_again(halves: Workplace) -> None:
+    def made() -> Path:
+        found = halves.run("halved.yaml", "--nodes", "own.py")
+        return halves.folder / next(each["path"] for each in found["outputs"]["half"] if each["id"] == "cat-blue")
+
+    first = made()
+    whole = first.read_bytes()
+    second = made()
+    assert second != first and second.samefile(first)
+    second.unlink()
+    assert made().read_bytes() == first.read_bytes() == whole
+    third = made()
+    with third.open("ab") as file:
+        file.write(b"touched")
+    fourth = made()
+    assert not fourth.samefile(third)
+    assert fourth.read_bytes() == whole
+
+
+def test_what_a_run_wrote_is_not_what_the_next_one_works_on(halves: Workplace) -> None:
+    for _ in range(2):
+        found = halves.run("halved.yaml", "--nodes", "own.py")
+        (halves.folder / "halved.yaml").write_text(HALVED.replace("path: photos", 'path: "**/*.png"'))
+    assert [each["id"] for each in found["outputs"]["half"]] == ["photos/cat-blue", "photos/dog-green"]
+    assert [call["id"] for call in json.loads(
+        halves.photoloom("plan", "halved.yaml", "--nodes", "own.py", "--json").stdout
+    )["photo"]] == ["photos/cat-blue", "photos/dog-green"]
+    inside = Path(found["outputs"]["half"][0]["path"]).parent
+    (halves.folder / "halved.yaml").write_text(HALVED.replace("path: photos", f'path: "{inside}"'))
+    named = halves.run("halved.yaml", "--nodes", "own.py")
+    assert [each["id"] for each in named["outputs"]["half"]] == ["cat-blue", "dog-green"], "but for what a path leads to"
+
+
+def test_a_file_is_found_whatever_stands_in_its_name_and_a_step_asked_for_is_written(halves: Workplace) -> None:
+    name = "[1] 100% ${x} {stem}.png"
+    (halves.folder / "photos" / "cat-blue.png").rename(halves.folder / "photos" / name)
+    (halves.folder / "halved.yaml").write_text('params: {at: x}\n' + HALVED.replace("path: photos", 'path: "${at}"'))
+    found = halves.run("halved.yaml", "--nodes", "own.py", "--set", f"at=photos/{name}", "--only", "photo")
+    assert [each["id"] for each in found["outputs"]["photo"]] == [name.removesuffix(".png")]
+    assert (halves.folder / found["outputs"]["photo"][0]["path"]).is_file()
+    assert found["outputs"]["half"] == []
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(halves: Workplace) -> None:
+    (halves.folder / "halved.yaml").write_text(
+        'name: halved\nsteps:\n  photo: {node: Load, path: photos}\n  file: {node: Save, image: photo, name: one}\n'
+    )
+    ran = halves.photoloom("run", "halved.yaml")
+    assert ran.returncode == 1
+    assert 'failed: file dog-green: name: "one" is that of the first one; put {id} into it\n' in ran.stderr
+    (file,) = (halves.folder / "outputs" / "halved").glob("*/file/*")
+    with pil.open(file) as made, pil.open(halves.folder / "photos" / "cat-blue.png") as first:
+        assert np.array_equal(np.asarray(made.convert("RGB")), np.asarray(first.convert("RGB")))
+
+
+def test_the_command_says_its_version(tmp_path: Path) -> None:
+    assert re.fullmatch(r"photoloom \d+\.\d+\.\d+\n", command({**os.environ}, tmp_path, "--version").stdout)
 
 
 def test_the_server_says_whether_it_runs(server: dict[str, str], tmp_path: Path) -> None:

@@ -187,6 +187,13 @@ def test_a_damaged_manifest_is_a_miss_that_is_said(photos: Path, run: Run, store
     assert again.result.steps["negative"].reasons == {"damaged": 1}
 
 
+def test_what_failed_last_time_is_not_said_to_be_removed(photos: Path, run: Run) -> None:
+    (photos / "b.txt").write_text("no picture")
+    assert states(run(chain(photos)))["photo"] == "2 ran, 1 failed"
+    (photos / "b.txt").write_text("20 21\n22 250\n")
+    assert run(chain(photos)).result.steps["photo"].reasons == {"new picture": 1}
+
+
 def test_what_was_removed_from_the_store_runs_again(
     photos: Path, run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

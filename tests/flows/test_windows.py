@@ -148,6 +148,38 @@ def test_windows_of_large_pictures_are_small_also_where_the_store_let_go_of_some
     assert size.size() == LARGEST
 
 
+# --- a model that is not to wait ---
+
+
+def test_a_gpu_works_while_what_came_before_is_kept(many: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, keep = threading.Event(), Store.put
+
+    def put(store: Store, value: Any) -> Any:
+        if isinstance(value, Image) and int(value.pixels[0, 0, 0]) >= 128:  # what the model gave
+            kept.set()
+        return keep(store, value)
+
+    def work(node: toys.Ponder, image: Image) -> Image:
+        if image.pixels[0, 0, 0] == 1:
+            assert kept.wait(20), "the first one's result is kept only when the second is through"
+        return Image(255 - image.pixels)
+
+    monkeypatch.setattr("flows.calls.device_is_cpu", lambda: False)
+    monkeypatch.setattr(Store, "put", put)
+    monkeypatch.setattr(toys.Ponder, "run", work)
+    text = f"""
+name: x
+models: {{ponder: {{source: "{many}", dtype: float16}}}}
+steps:
+  photo: {{node: Grey, path: "{many}"}}
+  thought: {{node: Ponder, image: photo}}
+"""
+    (many / "x.safetensors").write_bytes(b"1")
+    ran = run(text, batch=1)
+    assert states(ran)["thought"] == "20 ran", ran.result.failures
+    assert pixels(ran, "thought") == [255 - n for n in range(20)], "in order"
+
+
 # --- batches ---
 
 
