@@ -23,7 +23,7 @@ from flows.reading import Value
 from flows.remote import caller_on
 from flows.report import Writer, leave, markdown, new_run_folder
 from flows.results import Watcher
-from flows.spec import PIPELINE_NAME, Models, Param, Spec, StepSpec, dump, parse, read
+from flows.spec import PIPELINE_NAME, Models, Param, Spec, StepSpec, dump, parse, read, shown
 from flows.store import Store, open_store
 from flows.sweep import Sweep, swept, values_of
 from nodes.artifacts import Artifact
@@ -81,6 +81,8 @@ class Pipeline:
         description: str = "",
     ) -> None:
         steps: dict[str, Step] = {}
+        if not isinstance(outputs, Sequence):
+            raise UserError(f"outputs: expected a list of steps, got {type(outputs).__name__}: write outputs=[…]")
         for output in outputs:
             _collect(output.step if isinstance(output, Output) else output, steps)
         if not PIPELINE_NAME.fullmatch(name):
@@ -201,6 +203,9 @@ class Pipeline:
         window: int | None = None, batch: int | None = None, on: str | None = None, out: str | Path = DEFAULT_OUT,
         apart_from: frozenset[Path] = frozenset(),
     ) -> tuple[Execution, Sweep]:
+        for option, number in (("window", window), ("batch", batch)):
+            if number is not None and not (isinstance(number, int) and number > 0):
+                raise UserError(f"{option}: expected None or a number from 1 on, got {shown(number)}")
         graph, swept = self._swept(params, models, allow, sweep)
         wanted, again = (frozenset(known_steps(graph, swept.named(names))) for names in (only, force))
         kept = open_store(store)

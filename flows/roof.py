@@ -21,6 +21,7 @@ from typing import Any
 from flows import cluster
 from flows.worker import GRACE, STATE
 from nodes.errors import WorkerError
+from nodes.models import gpus
 
 LOOPBACK = "127.0.0.1"
 LOOK = 0.1
@@ -227,9 +228,7 @@ def _gpus(wanted: str | None) -> list[str]:
         WorkerError: a number is not one of a GPU here.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = Path("/proc/driver/nvidia/gpus")
-    there = [str(index) for index, _ in enumerate(cards.iterdir())] if cards.is_dir() else []
-    found = there if visible is None else [gpu for gpu in visible.split(",") if gpu]
+    found = [str(index) for index in range(gpus())] if visible is None else [gpu for gpu in visible.split(",") if gpu]
     if wanted is None:
         return found or [""]
     chosen = [gpu.strip() for gpu in wanted.split(",")]

@@ -8,7 +8,8 @@ in its own digest: what a power cut tore is a miss, never a result.
     files.sqlite                    digests of files by path, size and mtime; the last key of each pipeline's elements; where
                                     a file was written last
 
-Blobs and manifests lie in a folder, or in a bucket that machines share; files.sqlite is always this machine's own.
+Blobs and manifests lie in a folder of this machine, or in a bucket that machines share; files.sqlite is always this
+machine's own.
 """
 
 from __future__ import annotations

@@ -106,4 +106,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close := get_close_matches(name.lower(), lowered, n=1, cutoff=0.6):
         return f'; did you mean "{lowered[close[0]]}"?'
     more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-    return f"; known: {', '.join(names[:MOST_NAMES])}{more}" if names else ""
+    return f"; known: {', '.join(names[:MOST_NAMES])}{more}" if names else "; there is none"

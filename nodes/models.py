@@ -5,6 +5,7 @@ Knows no torch: a model is located and identified by looking at files only.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
@@ -132,6 +133,20 @@ def dtype_of(model: Model) -> str:
 
 
 @cache
+def gpus() -> int:
+    """How many NVIDIA GPUs there are, told without importing torch: their driver's own library counts them (NVML). Where there
+    is none, or a container was given none, the library is absent or says so."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_uint(0)
+    if nvml.nvmlInit_v2() == 0:
+        nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        nvml.nvmlShutdown()
+    return count.value
+
+
 def device_is_cpu() -> bool:
-    """Whether models run on the CPU, told without importing torch: no NVIDIA driver on the machine, or none to be used."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not Path("/proc/driver/nvidia/version").exists()
+    """Whether models run on the processor: there is no GPU, or none to be used."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not gpus()

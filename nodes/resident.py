@@ -272,7 +272,11 @@ def _load(model: Model, load: Callable[[Place], L]) -> L:
 
     from nodes.exact import exact
 
-    cpu = device_is_cpu() or not torch.cuda.is_available()
+    if not (cpu := device_is_cpu()) and not torch.cuda.is_available():
+        raise ModelError(
+            f'model "{model.source}": there is a GPU, and torch {torch.__version__} cannot use it; install a torch that '
+            "can, or set CUDA_VISIBLE_DEVICES to nothing to work on the processor"
+        )
     if cpu and model.offload != "none":
         raise ModelError(f'model "{model.source}": offload moves a model off a GPU, and there is none here')
     light = cpu and is_light(model)

@@ -200,6 +200,11 @@ def test_a_scheduled_run_makes_the_pictures_and_the_next_one_has_them_all(workpl
         assert wrong["state_type"] == "FAILED"
         assert "parts.yaml:1:" in wrong["state"]["message"] and "Traceback" not in wrong["state"]["message"]
 
+    said = (workplace.folder / "elsewhere" / "log").read_text()
+    assert said.count("thirds: began\n") == 5
+    assert "thirds: Completed: 4 ran, 0 cached, 0 failed, 0 skipped; report: " in said
+    assert "thirds: Nothing to do: " in said and "thirds: Failed: " in said
+
     artifacts = asked(workplace, "artifacts", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     shown = {found["key"]: found["data"] for found in artifacts}
     assert set(shown) == {"photoloom-steps", "photoloom-report"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as pil
 
-from nodes import Detect, Embed, Image, Model, resident
+from nodes import Detect, Embed, Image, Model, models, resident
 from nodes.errors import ModelError, OutOfMemory
 from nodes.models import filled, identity
 from nodes.resident import held, shortage
@@ -118,6 +119,52 @@ def test_options_change_how_a_model_runs_and_hardly_what_it_finds(toybox: Mappin
         assert cosine > 0.999, options
     with held(Model(role="detect", source=toybox["detect"], dtype="bfloat16"), load_detector) as detector:  # type: ignore[type-var]
         assert str(detector.model.dtype) == "torch.bfloat16"  # type: ignore[attr-defined]
+
+
+class Nvml:
+    """A driver's library that knows of two GPUs, or is of a kernel that does not run."""
+
+    def __init__(self, wrong: int) -> None:
+        self._wrong = wrong
+
+    def nvmlInit_v2(self) -> int:
+        return self._wrong
+
+    def nvmlShutdown(self) -> int:
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+
+def test_gpus_are_those_that_the_driver_counts_and_the_environment_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Nvml:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    found = []
+    for library in (lambda name: Nvml(0), lambda name: Nvml(18), absent):
+        monkeypatch.setattr("ctypes.CDLL", library)
+        found.append(models.gpus.__wrapped__())
+    assert found == [2, 0, 0]
+    monkeypatch.setattr(models, "gpus", lambda: 2)
+    for visible, is_cpu in (("", True), ("-1", True), ("1", False)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert models.device_is_cpu() is is_cpu
+    assert models.dtype_of(Model(role="x")) == "float16"
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(toybox: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(resident, "device_is_cpu", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError) as error:
+        Embed(model=Model(role="embed", source=toybox["embed"])).prepare()
+    assert str(error.value) == (
+        f'model "{toybox["embed"]}": there is a GPU, and torch {torch.__version__} cannot use it; install a torch that can, or '
+        "set CUDA_VISIBLE_DEVICES to nothing to work on the processor"
+    )
 
 
 def test_offload_without_a_gpu_is_refused(toybox: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
