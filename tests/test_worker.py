@@ -273,6 +273,32 @@ def test_a_killed_scheduler_costs_a_run_time_and_nothing_else(
         cluster.workers_at(own.scheduler).client().close()
 
 
+FLOW = """
+from pathlib import Path
+from tests.test_worker import execution, pondering
+
+execution(pondering(Path("photos").resolve(), 0.2), Path("store").resolve(), {address!r}, batch=1, window=12).run()
+"""
+
+
+def test_a_flow_that_is_killed_while_a_worker_has_its_window_is_taken_up(
+    first: Roof, machine: Environment, photos: Path, tmp_path: Path, begun: Callable[[], list[int]]
+) -> None:
+    eventually(lambda: first.health()["well"], "a worker")
+    with subprocess.Popen(
+        [sys.executable, "-c", FLOW.format(address=first.scheduler)], cwd=tmp_path, env={**machine, "PYTHONPATH": str(ROOT)},
+    ) as flow:
+        eventually(lambda: len(begun()) >= 3, "at work")
+        flow.kill()
+    ran = execution(pondering(photos, 0.2), tmp_path / "store", first.scheduler, batch=1, window=12)
+    ran.run()
+    counts = ran.result.steps["pondered"]
+    assert (counts.ran + counts.cached, counts.failed) == (12, 0) and pixels(ran, "back") == list(range(20, 32))
+    assert counts.cached >= 2, "what was finished is not handed over again"
+    assert 12 <= len(begun()) <= 13, "only what was in hand is computed twice"
+    assert Store(tmp_path / "store").verify() == []
+
+
 def test_a_small_run_waits_for_one_window_of_the_large_ones(
     first: Roof, photos: Path, tmp_path: Path, begun: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
