@@ -134,6 +134,49 @@ class _Resident:
     used: float = 0.0
 
 
+class _Room:
+    """Who loads and who works. One model is loaded at a time: transformers swaps methods of its classes meanwhile. While one
+    is loaded whose dtype is not torch's own, that one is torch's for the whole process, and nobody works."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._loading = self._alone = False
+        self._working = 0
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            self._count(1)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self._working += more
+        _local.working = self._mine() + more
+        self._changed.notify_all()
+
+    @staticmethod
+    def _mine() -> int:
+        return int(getattr(_local, "working", 0))
+
+    @contextmanager
+    def loading(self, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._loading and not (alone and self._working > self._mine()))
+            self._loading, self._alone = True, alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._loading = self._alone = False
+                self._changed.notify_all()
+
+
+_room = _Room()
 _registry: dict[tuple[str, str], _Resident] = {}
 _registry_lock = threading.Lock()
 
@@ -160,13 +203,14 @@ def held(model: Model, load: Callable[[Place], L]) -> Iterator[L]:
             with shortage(model):
                 _make_room(model, resident)
                 started = time.monotonic()
-                resident.loaded = _load(model, load)
+                with _room.loading(alone=dtype_of(model) != "float32"):
+                    resident.loaded = _load(model, load)
                 loads.append((model.source, time.monotonic() - started))
                 resident.bytes = sum(tensor.nbytes for module in resident.loaded.modules for tensor in module.parameters())
         resident.users, resident.used = resident.users + 1, time.monotonic()
     try:
         asked = time.monotonic()
-        with nullcontext() if in_lane() else resident.turn, shortage(model):
+        with nullcontext() if in_lane() else resident.turn, shortage(model), _room.working():
             _local.waited = waited() + time.monotonic() - asked
             yield resident.loaded
     finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from PIL import Image as pil
 from nodes import Detect, Embed, Image, Model, models, resident
 from nodes.errors import ModelError, OutOfMemory
 from nodes.models import filled, identity
-from nodes.resident import held, shortage
+from nodes.resident import Place, held, shortage
 from nodes.vision import load_vision
 from tests.conftest import EXAMPLES
 
@@ -119,6 +122,65 @@ def test_options_change_how_a_model_runs_and_hardly_what_it_finds(toybox: Mappin
         assert cosine > 0.999, options
     with held(Model(role="detect", source=toybox["detect"], dtype="bfloat16"), load_detector) as detector:  # type: ignore[type-var]
         assert str(detector.model.dtype) == "torch.bfloat16"  # type: ignore[attr-defined]
+
+
+class Loading:
+    """Models of which each takes a while to be loaded, and is then worked with; what began and ended, in order."""
+
+    modules: tuple[()] = ()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.told = folder, list[str]()
+
+    def load(self, place: Place) -> Loading:
+        self.told.append(f"load {place.folder.name}")
+        time.sleep(0.1)
+        self.told.append(f"loaded {place.folder.name}")
+        return self
+
+    def work(self, name: str, **options: Any) -> None:
+        (self.folder / name).mkdir(exist_ok=True)
+        with held(Model(role="x", source=str(self.folder / name), **options), self.load):
+            self.told.append(f"work {name}")
+            time.sleep(0.1)
+            self.told.append(f"worked {name}")
+
+
+def begin(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_models_are_loaded_one_at_a_time_whoever_asks(tmp_path: Path) -> None:
+    toys = Loading(tmp_path)
+    for thread in [begin(partial(toys.work, name)) for name in "abc"]:
+        thread.join(20)
+    loads = [line for line in toys.told if line.startswith("load")]
+    assert [first.split()[1] == second.split()[1] for first, second in zip(loads[::2], loads[1::2], strict=True)] == [True] * 3
+    assert any(toys.told.index(f"work {a}") < toys.told.index(f"loaded {b}") for a in "abc" for b in "abc"), "others work on"
+
+
+def test_nobody_works_while_a_model_of_another_dtype_is_loaded(tmp_path: Path) -> None:
+    toys = Loading(tmp_path)
+    toys.work("a")
+    for _ in range(3):
+        toys.told.clear()
+        resident.release()
+        works = [begin(partial(toys.work, "a")), begin(partial(toys.work, "b", dtype="bfloat16"))]
+        for thread in works:
+            thread.join(20)
+        began, ended = toys.told.index("load b"), toys.told.index("loaded b")
+        assert not {"work a", "worked a"} & set(toys.told[began:ended])
+        assert (toys.told.index("work a") < began) == (toys.told.index("worked a") < began), "it does not begin meanwhile"
+
+
+def test_a_model_may_be_loaded_by_who_works_with_another(tmp_path: Path) -> None:
+    toys = Loading(tmp_path)
+    (tmp_path / "a").mkdir()
+    with held(Model(role="x", source=str(tmp_path / "a"), dtype="float16"), toys.load):
+        toys.work("b", dtype="bfloat16")
+    assert toys.told[-1] == "worked b"
 
 
 class Nvml:
