@@ -50,12 +50,12 @@ models: install sprites
 evaluate: install sprites
 	$(BIN)/python -m models.evaluate
 
-# Everything that docs/performance.md and docs/scale.md tell of.
+# Everything that docs/performance.md and docs/scale.md tell of; last what fails where a byte differs.
 bench: install sprites
 	$(BIN)/python benchmarks/overhead/run.py
 	$(BIN)/python benchmarks/folder/run.py
 	$(BIN)/python benchmarks/folder/memory.py
-	$(BIN)/python benchmarks/folder/determinism.py
 	$(BIN)/python benchmarks/folder/gpu.py
 	$(BIN)/python benchmarks/graph_scale.py
 	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/folder/determinism.py

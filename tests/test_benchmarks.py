@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +62,23 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
-@pytest.mark.parametrize("name", ["pictures.py", "run.py", "memory.py", "determinism.py", "gpu.py"])
+@pytest.mark.parametrize("name", ["pictures.py", "run.py", "memory.py", "determinism.py", "gpu.py", "../workers.py"])
 def test_every_benchmark_says_what_it_is_for(name: str) -> None:
     ran = subprocess.run([sys.executable, FOLDER / name, "--help"], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert name in ran.stdout
+    assert Path(name).name in ran.stdout
+
+
+@pytest.mark.parametrize(("value", "goal", "told"), [
+    (1.05, "≤ 1.05", "growth 1.05 % ≤ 1.05 met"),
+    (10, "< 10", "growth 10 % < 10 missed"),
+    (94.6, "≥ 95", "growth 94.6 % ≥ 95 missed"),
+    (3, "", "growth 3 %"),
+])
+def test_a_figure_stands_beside_its_goal(monkeypatch: pytest.MonkeyPatch, value: float, goal: str, told: str) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    line: str = import_module("goals").figure("growth", value, "%", goal)
+    assert line.split() == told.split()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.yaml")))

@@ -1,8 +1,9 @@
 """Whether results are the same bytes however they are made: `python benchmarks/folder/determinism.py`.
 
 Every model runs over a few scenes, each time over a store of its own, at several batch sizes and windows, in one process and in
-two at once, on one thread and on two. The SHA-256 of each file written, and of each value that the store's manifests name, is
-compared with those of the first run. Where pictures differ, the table says by how much.
+two at once, on one worker and on two, on one thread and on two. The SHA-256 of each file written, and of each value that the
+store's manifests name, is compared with those of the first run. Where pictures differ, the table says by how much, and the
+script ends with 1.
 """
 
 import argparse
@@ -10,18 +11,31 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+from goals import figure
 from pictures import write_scenes
 from PIL import Image
-from processes import HERE, ROOT, Environment, photoloom, server, timed
+from processes import HERE, ROOT, Environment, photoloom, server, timed, workers
 
 sys.path.insert(0, str(ROOT))
 
 from flows.store import Store
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make the same results: on so many workers (0: in the run's own process), on so many threads each, in so
+    many processes at once, in windows and batches of these sizes."""
+
+    workers: int
+    threads: int
+    processes: int
+    window: int
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -49,12 +63,13 @@ def results_of(folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield key, tuple(ref.digest for ref in manifest.refs())
 
 
-def run(environment: Environment, photos: Path, work: Path, batch: int, window: int, processes: int, steps: int) -> Found:
-    outs = [work / f"out-{number}" for number in range(processes)]
+def run(environment: Environment, photos: Path, work: Path, way: Way, steps: int) -> Found:
+    outs = [work / f"out-{number}" for number in range(way.processes)]
     timed(environment, *(
         photoloom(
             HERE / "every_model.yaml", "--set", f"photos={photos}/*.png", "--set", f"steps={steps}", "--no-metadata",
-            "--store", work / "store", "--out", out, batch=batch, window=window,
+            "--store", work / "store", "--out", out, "--on", "worker" if way.workers else "here",
+            batch=way.batch, window=way.window,
         )
         for out in outs
     ))
@@ -66,13 +81,14 @@ def run(environment: Environment, photos: Path, work: Path, batch: int, window: 
 
 
 def differing(first: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    """The first one's names under which the other has something else, or nothing."""
-    return [name for name in first if first[name] != other.get(name)]
+    """The names under which the two have something else, or one of them nothing."""
+    return [name for name in {**first, **other} if first.get(name) != other.get(name)]
 
 
 def distance(first: Found, other: Found, names: list[str]) -> str:
     """The largest difference between values of pictures, and how many of a million values differ."""
-    pairs = [(first.pictures[name], other.pictures[name]) for name in names if name.endswith(".png") and name in other.pictures]
+    both = [name for name in names if name.endswith(".png") and name in first.pictures and name in other.pictures]
+    pairs = [(first.pictures[name], other.pictures[name]) for name in both]
     if not pairs:
         return ""
     gaps = np.concatenate([np.abs(pixels(a) - pixels(b)).ravel() for a, b in pairs])
@@ -90,25 +106,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="diffusion steps")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 3, 8])
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="at once; on workers always one")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="0: in the run's own process")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     chosen = parser.parse_args()
+    differ = 0
     first: Found | None = None
-    print(f"{'threads':>8}{'processes':>11}{'window':>8}{'batch':>7}{'files':>7}{'differ':>8}{'results':>9}{'differ':>8}")
+    columns = ("workers", "threads", "processes", "window", "batch", "files", "differ", "results", "differ")
+    print("".join(f"{name:>10}" for name in columns))
     with tempfile.TemporaryDirectory() as temporary, server() as (environment, _):
         folder = Path(temporary)
         write_scenes(folder / "photos", chosen.pictures)
-        cases = product(chosen.threads, chosen.processes, chosen.windows, chosen.batches)
-        for threads, processes, window, batch in cases:
-            work = folder / f"{threads}-{processes}-{window}-{batch}"
+        for count, threads in product(chosen.workers, chosen.threads):
             single = {**environment, "OMP_NUM_THREADS": str(threads)}
-            found = run(single, folder / "photos", work, batch, window, processes, chosen.steps)
-            first = first or found
-            files, results = differing(first.files, found.files), differing(first.results, found.results)
-            print(
-                f"{threads:>8}{processes:>11}{window:>8}{batch:>7}{len(found.files):>7}{len(files):>8}"
-                f"{len(found.results):>9}{len(results):>8}  {distance(first, found, files)}".rstrip(), flush=True,
-            )
+            with workers(single, count):
+                for processes, window, batch in product([1] if count else chosen.processes, chosen.windows, chosen.batches):
+                    way = Way(count, threads, processes, window, batch)
+                    found = run(single, folder / "photos", folder / "-".join(map(str, astuple(way))), way, chosen.steps)
+                    first = first or found
+                    files, results = differing(first.files, found.files), differing(first.results, found.results)
+                    differ += len(files) + len(results)
+                    counts = (*astuple(way), len(found.files), len(files), len(found.results), len(results))
+                    told = "".join(f"{number:>10}" for number in counts)
+                    print(f"{told}  {distance(first, found, files)}".rstrip(), flush=True)
+    print(figure("files and results that differ from the first run's", differ, "", "≤ 0"))
+    sys.exit(1 if differ else 0)
 
 
 if __name__ == "__main__":

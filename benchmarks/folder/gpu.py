@@ -12,14 +12,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from goals import figure
 from pictures import write_noise
 from PIL import Image
 from processes import HERE, ROOT, Command, Environment, photoloom, script, server, timed
 
+DTYPE = {"cuda": "bfloat16", "cpu": "float32"}
+"""In which all three work; the script by hand chooses the same."""
 TOYBOX = ROOT / "models" / "toybox" / "sdxl-inpaint"
 CROSS = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
 UNET: dict[str, Any] = {
@@ -71,7 +75,7 @@ def write_model(folder: Path, device: str, tiny: bool) -> None:
             "text_encoder_2": CLIPTextModelWithProjection(words("text_encoder_2", SECOND)),
         }
     diffusers.StableDiffusionXLInpaintPipeline(
-        **{name: part.to(torch.bfloat16 if device == "cuda" else torch.float32) for name, part in parts.items()},
+        **{name: part.to(getattr(torch, DTYPE[device])) for name, part in parts.items()},
         scheduler=diffusers.EulerDiscreteScheduler.from_pretrained(TOYBOX / "scheduler"),
         **{name: CLIPTokenizer.from_pretrained(TOYBOX / name, **longest) for name in ("tokenizer", "tokenizer_2")},
         add_watermarker=False,
@@ -92,7 +96,7 @@ def unet_alone(folder: Path, device: str, batch: int, steps: int) -> float:
     import diffusers
     import torch
 
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = getattr(torch, DTYPE[device])
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype).to(device).eval()
     size, rows = unet.config.sample_size, 2 * batch
     given = torch.zeros(rows, unet.config.in_channels, size, size, dtype=dtype, device=device)
@@ -130,18 +134,32 @@ def busy() -> Iterator[list[int]]:
         shares += [int(line) for line in watching.communicate()[0].split()]
 
 
-def rate(environment: Environment, short: Command, long: Command, more: int, device: str) -> str:
-    """Pictures per minute of a long run beyond a short one that has `more` pictures less, and the GPU's busy share."""
+@dataclass(frozen=True)
+class Rate:
+    """Pictures per minute of a long run beyond a short one, the long run's seconds, and the per cent of the time from its first
+    work on the GPU to its last in which the GPU was busy."""
+
+    pictures: float
+    seconds: float
+    busy: float | None
+
+    def __str__(self) -> str:
+        return f"{self.pictures:>12.1f}{self.seconds:>12.1f}" + ("" if self.busy is None else f"{self.busy:>12.0f} %")
+
+
+def rate(environment: Environment, short: Command, long: Command, more: int, device: str) -> Rate:
+    """What the two runs give, of which the long one has `more` pictures more."""
+    share = None
     [first] = timed(environment, short)
     if device == "cpu":
-        [last], share = timed(environment, long), ""
+        [last] = timed(environment, long)
     else:
         with busy() as shares:
             [last] = timed(environment, long)
         working = [index for index, each in enumerate(shares) if each > 50]
         once = shares[working[0] : working[-1] + 1] if working else [0]
-        share = f"{sum(once) / len(once):>12.0f} %"
-    return f"{60 * more / (last.seconds - first.seconds):>12.1f}{last.seconds:>12.1f}{share}"
+        share = sum(once) / len(once)
+    return Rate(60 * more / (last.seconds - first.seconds), last.seconds, share)
 
 
 def main() -> None:
@@ -168,8 +186,8 @@ def main() -> None:
             write_masks(folder / f"{name}-masks", [path.name for path in (folder / name).iterdir()], side)
             ours[name] = photoloom(
                 HERE / "gpu.yaml", "--nodes", HERE / "light_nodes.py", "--set", f"photos={folder / name}/*.png",
-                "--set", f"model={folder}/model", "--set", f"steps={chosen.steps}", "--store", folder / f"{name}-store",
-                "--out", folder / "out", "--allow", folder, batch=chosen.batch,
+                "--set", f"model={folder}/model", "--set", f"dtype={DTYPE[device]}", "--set", f"steps={chosen.steps}",
+                "--store", folder / f"{name}-store", "--out", folder / "out", "--allow", folder, batch=chosen.batch,
             )
             plain[name] = script(
                 "plain_script.py", folder / name, folder / "plain", "--batch", chosen.batch, "--steps", chosen.steps,
@@ -177,9 +195,13 @@ def main() -> None:
             )
         print(f"{chosen.pictures} pictures of {side} × {side}, batch {chosen.batch}, {chosen.steps} steps, on {device}")
         print(f"{'':<20}{'pictures/min':>12}{'whole s':>12}{'GPU busy':>14}")
-        print(f"{'Photoloom':<20}{rate(environment, ours['short'], ours['long'], chosen.pictures, device)}")
-        print(f"{'script by hand':<20}{rate(environment, plain['short'], plain['long'], chosen.pictures, device)}")
-        print(f"{'the UNet alone':<20}{unet_alone(folder / 'model', device, chosen.batch, chosen.steps):>12.1f}")
+        mine, theirs = (rate(environment, each["short"], each["long"], chosen.pictures, device) for each in (ours, plain))
+        bound = unet_alone(folder / "model", device, chosen.batch, chosen.steps)
+        print(f"{'Photoloom':<20}{mine}\n{'script by hand':<20}{theirs}\n{'the UNet alone':<20}{bound:>12.1f}\n")
+    print(figure("seconds a picture: Photoloom ÷ script by hand", theirs.pictures / mine.pictures, "", "≤ 1.05"))
+    print(figure("seconds a picture: Photoloom ÷ the UNet alone", bound / mine.pictures))
+    if mine.busy is not None:
+        print(figure("GPU busy while Photoloom's model works", mine.busy, "%", "≥ 95"))
 
 
 if __name__ == "__main__":

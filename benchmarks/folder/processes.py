@@ -1,4 +1,4 @@
-"""What the benchmarks of folders share: a Prefect server of their own, and whole processes with what they took."""
+"""What the benchmarks share: a Prefect server of their own, workers, and whole processes with what they took."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,31 @@ def server() -> Iterator[tuple[Environment, float]]:
         finally:
             subprocess.run([sys.executable, "-m", "flows", "server", "stop"], cwd=ROOT, env=environment, check=False,
                            stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def worker(environment: Environment, *words: str) -> Iterator[str]:
+    """A `photoloom worker` for the length of the block; gives its scheduler's address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows", "worker", *words], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+    )
+    assert process.stderr
+    try:
+        yield next(line.split()[3].rstrip(";") for line in process.stderr if line.startswith("working: "))
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@contextmanager
+def workers(environment: Environment, count: int) -> Iterator[None]:
+    """So many workers on one scheduler for the length of the block."""
+    with ExitStack() as roofs:
+        joined: tuple[str, ...] = ()
+        for _ in range(count):
+            joined = "--scheduler", roofs.enter_context(worker(environment, *joined))
+        yield
 
 
 def photoloom(pipeline: Path, *words: object, batch: object = 8, window: object = 64) -> Command:
