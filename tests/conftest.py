@@ -62,6 +62,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, st
         yield environment
 
 
+@pytest.fixture
+def recorded(server: Mapping[str, str]) -> Iterator[None]:
+    """What this process does with Prefect is recorded on the server that tests share."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api_of(server)}):
+        yield
+
+
 def command(environment: Mapping[str, str], where: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run `photoloom` with these words."""
     return subprocess.run(

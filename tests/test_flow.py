@@ -183,7 +183,7 @@ def test_a_server_that_cannot_start_says_why(workplace: Workplace) -> None:
     assert "unable to open database file" in log.read_text()
 
 
-def test_a_flows_form_shows_help_bounds_and_choices() -> None:
+def test_a_flows_form_shows_help_bounds_and_choices(recorded: None) -> None:
     more = 'le: 1, help: "How sure, at least."}\n  kind: {default: cat, choices: [cat, dog]}'
     text = FIND.replace("le: 1}", more)
     form = Pipeline.from_yaml(text).flow().parameters.model_dump_for_openapi()["properties"]

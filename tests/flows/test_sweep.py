@@ -231,7 +231,7 @@ def test_a_folder_that_a_sweep_names_may_lie_anywhere(
     assert [len(step.calls) for step in planned if step.name.startswith("photo")] == [1, 1]
 
 
-def test_a_flow_of_a_sweep_has_no_parameters_for_what_is_swept() -> None:
+def test_a_flow_of_a_sweep_has_no_parameters_for_what_is_swept(recorded: None) -> None:
     flow = Pipeline.from_yaml(PHOTOS).flow(sweep={"amount": [1, 2]})
     assert list(flow.parameters.properties) == ["photos", "add", "unused"]
 
