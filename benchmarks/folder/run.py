@@ -51,7 +51,6 @@ def one_round(environment: Environment, folder: Path, work: Path, batch: int, wi
         ("prompt changed", 1, ours("store", "*.png", "--set", f"prompt={CHANGED}")),
         ("inpainting alone", 1, plain(batch, "--masks", folder / "masks", "--prompt", CHANGED)),
         ("import prefect", AGAIN, python("import prefect")),
-        ("Python alone", AGAIN, python("pass")),
     ):
         several = [timed(environment, command)[0] for _ in range(times)]
         found[name] = sorted(several, key=lambda each: each.seconds)[times // 2]
@@ -84,11 +83,6 @@ def prefect(found: Round) -> float:
     return sum(seconds for name, seconds in where.items() if name.startswith("Prefect"))
 
 
-def imported(found: Round) -> float:
-    """Seconds that `import prefect` takes in a process that does nothing else."""
-    return found["import prefect"].seconds - found["Python alone"].seconds
-
-
 def figures(rounds: list[dict[str, Ended]], pictures: int) -> list[tuple[str, float, str, str]]:
     """What is measured, its median, its unit, and its goal, if it has one."""
 
@@ -113,7 +107,6 @@ def figures(rounds: list[dict[str, Ended]], pictures: int) -> list[tuple[str, fl
         ("warm run, whole command a picture and step", median(whole), "ms", ""),
         ("one picture, all cached: the command", median(lambda found: found["warm, one picture"].seconds), "s", "≤ 2"),
         ("Prefect in a short run", median(prefect), "s", "< 0.5"),
-        ("Prefect in a short run, less its import", median(lambda found: prefect(found) - imported(found)), "s", "< 0.5"),
         ("prompt changed ÷ inpainting alone", median(ratio("prompt changed", "inpainting alone")), "", "≤ 1.05"),
         ("two processes ÷ one, each on one thread", median(alone), "", "≤ 0.6"),
         ("elements computed twice by two processes", max(twice(found) for found in rounds), "", "≤ 0"),
