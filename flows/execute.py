@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from flows.calls import Caller, Outcome
 from flows.clock import Clock
@@ -62,7 +61,6 @@ class Execution:
         *,
         only: Collection[str] = (),
         force: frozenset[str] = frozenset(),
-        apart_from: frozenset[Path] = frozenset(),
         max_failures: int | None = None,
         watcher: Watcher | None = None,
         finished: Callable[[Call, Mapping[str, Ref | tuple[Ref, ...]]], None] | None = None,
@@ -71,8 +69,8 @@ class Execution:
         caller: Callable[..., Caller] = Caller,
     ) -> None:
         self.graph, self.store, self.clock = graph, store, Clock()
-        self.planner = Planner(graph, store, force, apart_from)
-        self.asked, self.only = frozenset(only), graph.needed(set(only)) if only else set(graph.steps)
+        self.planner = Planner(graph, store, force)
+        self.asked, self.only = frozenset(only), graph.needed(only)
         self.max_failures, self.watcher, self.finished = max_failures, watcher, finished
         self.result = Result({name: StepResult() for name in graph.steps if name in self.only})
         self._window_size = WindowSize(window)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -78,6 +78,8 @@ class Graph:
     """The pipeline with the values of this run as its params' defaults."""
     roots: tuple[Path, ...] | None = None
     """The folders that sources named by the file itself must lie under."""
+    apart_from: frozenset[Path] = frozenset()
+    """Files and folders that count as not there, unless a source's path itself leads into one; real paths."""
 
     def __iter__(self) -> Iterator[Bound]:
         return iter(self.steps.values())
@@ -87,10 +89,10 @@ class Graph:
         """The pipeline's name."""
         return self.spec.name
 
-    def needed(self, names: set[str]) -> set[str]:
-        """The steps named and all that they rest on."""
+    def needed(self, names: Collection[str]) -> set[str]:
+        """The steps named and all that they rest on; all steps where none is named."""
         found: set[str] = set()
-        waiting = list(names)
+        waiting = list(names or self.steps)
         while waiting:
             if (name := waiting.pop()) not in found:
                 found.add(name)

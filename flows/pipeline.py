@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,13 +151,9 @@ class Pipeline:
     ) -> list[PlannedStep]:
         """What a run would do, and why, without doing it."""
         graph, swept = self._swept(params, models, allow, sweep)
-        wanted, again = steps_named(graph, swept.named(only)), frozenset(known_steps(graph, swept.named(force)))
+        wanted, again = (_known(graph, swept.named(names)) for names in (only, force))
         kept = open_store(store)
-        return make_plan(Planner(graph, kept, again, self._written(DEFAULT_OUT, kept)), wanted)
-
-    def _written(self, out: str | Path, store: Store) -> frozenset[Path]:
-        """The folders that runs write into: what they made is not what they are to work on."""
-        return frozenset(Path(os.path.realpath(each)) for each in (out, Path(out) / self.spec.name, store.folder))
+        return make_plan(Planner(_without_results(graph, DEFAULT_OUT, kept), kept, again), graph.needed(wanted))
 
     def run(
         self, params: Mapping[str, Value] | None = None, *, sweep: Mapping[str, Iterable[Value]] | None = None,
@@ -207,12 +203,11 @@ class Pipeline:
             if number is not None and not (isinstance(number, int) and number > 0):
                 raise UserError(f"{option}: expected None or a number from 1 on, got {shown(number)}")
         graph, swept = self._swept(params, models, allow, sweep)
-        wanted, again = (frozenset(known_steps(graph, swept.named(names))) for names in (only, force))
+        wanted, again = (_known(graph, swept.named(names)) for names in (only, force))
         kept = open_store(store)
         execution = Execution(
-            graph, kept, only=wanted, force=again,
+            _without_results(graph, out, kept, apart_from), kept, only=wanted, force=again,
             max_failures=max_failures, watcher=watcher, window=window, batch=batch, caller=caller_on(on),
-            apart_from=apart_from | self._written(out, kept),
         )
         _ = execution.planner.identities  # absent models are said before a server or a flow is started
         execution.prepare()
@@ -278,24 +273,21 @@ def _in_flow(
     return end_run(found, markdown(graph, found))
 
 
-def steps_named(graph: Graph, only: Sequence[str]) -> set[str]:
-    """The steps to walk: all, or those named with all that they rest on.
-
-    Raises:
-        PipelineError: there is no such step.
-    """
-    return graph.needed(set(known_steps(graph, only))) if only else set(graph.steps)
-
-
-def known_steps(graph: Graph, names: Sequence[str]) -> Sequence[str]:
-    """The names.
+def _known(graph: Graph, names: Sequence[str]) -> frozenset[str]:
+    """The names of steps.
 
     Raises:
         PipelineError: one is no step's.
     """
     if wrong := [name for name in names if name not in graph.steps]:
         raise PipelineError([Problem(f'unknown step "{wrong[0]}"{nearest(wrong[0], graph.steps)}')])
-    return names
+    return frozenset(names)
+
+
+def _without_results(graph: Graph, out: str | Path, store: Store, also: frozenset[Path] = frozenset()) -> Graph:
+    """The graph whose sources leave out the folders that runs write into: what they made is not what they are to work on."""
+    written = (Path(os.path.realpath(each)) for each in (out, Path(out) / graph.name, store.folder))
+    return replace(graph, apart_from=frozenset(written) | also)
 
 
 def _values(execution: Execution) -> dict[str, Callable[[], list[Artifact]]]:
@@ -338,4 +330,4 @@ def _keys(step: Step) -> dict[str, Value]:
     return wires | values
 
 
-__all__ = ["Param", "Pipeline", "RunResult", "known_nodes", "steps_named"]
+__all__ = ["Param", "Pipeline", "RunResult", "known_nodes"]

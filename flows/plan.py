@@ -67,12 +67,11 @@ def identified(graph: Graph, store: Store) -> Mapping[Model, str]:
 
 @dataclass
 class Planner:
-    """Looks calls up. `force` names steps that are to run whatever the store has; files of `apart_from` count as not there."""
+    """Looks calls up. `force` names steps that are to run whatever the store has."""
 
     graph: Graph
     store: Store
     force: frozenset[str] = frozenset()
-    apart_from: frozenset[Path] = frozenset()
     elements: Elements = field(init=False)
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -120,7 +119,7 @@ class Planner:
     def _find_files(self, step: Bound, node: Source) -> None:
         """List the files of a source, or see that those beside each picture lie where they may."""
         if not step.wires:
-            found = sources.matching(self.graph, step, node.path, node.suffixes, self.apart_from)
+            found = sources.matching(self.graph, step, node.path, node.suffixes)
             self.files[step.name], self.elements.root_ids[step.name] = tuple(found.values()), tuple(found)
             self.elements.open_list(step, (), len(found))
             return

@@ -116,24 +116,15 @@ class Writer:
 
     def _write(self, wire: Wire, id_: str, ref: Ref) -> str:
         """Write a value; gives its file's suffix."""
-        assert self.execution is not None
         key = keys.digest("File", [VERSION, ref.digest, dict(ref.info) if self.metadata else None])
-        if not (suffix := self._linked(wire, id_, key)):
-            file = self._file(wire.step, ref, key)
-            suffix, path = file.suffix, self._path(wire, id_, file.suffix)
-            with self.execution.clock("write"):
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(file.data.data)
-                except OSError as error:
-                    raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
-        self._new.append((key, self._path(wire, id_, suffix), suffix))
+        path, suffix = self._linked(wire, id_, key) or self._made(wire, id_, ref, key)
+        self._new.append((key, path, suffix))
         if len(self._new) >= TOGETHER:
             self._remember()
         return suffix
 
-    def _linked(self, wire: Wire, id_: str, key: Digest) -> str:
-        """Link the file that an earlier run wrote; gives its suffix, or nothing where that cannot be done."""
+    def _linked(self, wire: Wire, id_: str, key: Digest) -> tuple[Path, str] | None:
+        """Link the file that an earlier run wrote; gives its path and suffix, or nothing where that cannot be done."""
         assert self.execution is not None
         with self.execution.clock("write"):
             if before := self.execution.store.written(key):
@@ -141,8 +132,21 @@ class Writer:
                 with suppress(OSError):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     os.link(before[0], path)
-                    return before[1]
-        return ""
+                    return path, before[1]
+        return None
+
+    def _made(self, wire: Wire, id_: str, ref: Ref, key: Digest) -> tuple[Path, str]:
+        """Write the file anew; gives its path and suffix."""
+        assert self.execution is not None
+        file = self._file(wire.step, ref, key)
+        path = self._path(wire, id_, file.suffix)
+        with self.execution.clock("write"):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(file.data.data)
+            except OSError as error:
+                raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+        return path, file.suffix
 
     def _remember(self) -> None:
         """Note where files were written, many at once."""
@@ -200,12 +204,13 @@ def leave(
     graph, result = execution.graph, execution.result
     found = summary(run, result, written, time.monotonic() - started, execution.where(), grids)
     found["params"] = {name: param.default for name, param in graph.as_run.params.items()}
-    for failure, told in zip(result.failures, found["failures"], strict=True):
+    number = itertools.count()
+    for failure, line in zip(result.failures, found["failures"], strict=True):
         if failure.traceback:
-            trace = run / "errors" / f"{sum('traceback' in each for each in found['failures']):04d}-{failure.step}.txt"
+            trace = run / "errors" / f"{next(number):04d}-{failure.step}.txt"
             trace.parent.mkdir(exist_ok=True)
             trace.write_text(f"{failure.step} {failure.id}\n\n{failure.traceback}", "utf-8")
-            told["traceback"] = str(trace)
+            line["traceback"] = str(trace)
     with (run / "report.json").open("w", encoding="utf-8") as file:  # not as one text: it names every file
         json.dump(found, file, ensure_ascii=False, indent=1)
         file.write("\n")

@@ -69,10 +69,11 @@ def start() -> subprocess.Popen[bytes] | None:
     it ends (rich takes a broken pipe for its user's wish). Ours logs to a file; the note of its number is where Prefect's
     commands look for it.
     """
+    port = _port()
     if answers(local_url()):
         return None
     if running := _noted_server():
-        if str(_port()) in running.cmdline():
+        if str(port) in running.cmdline():
             return None
         raise ServerError(
             f"no Prefect server answers at {local_url()}, and this user's is at another port; name that one in "
@@ -81,13 +82,13 @@ def start() -> subprocess.Popen[bytes] | None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, _port()))
+            probe.bind((HOST, port))
         except OSError:
             raise ServerError(
-                f"no Prefect server could be started: port {_port()} is taken by a program that does not answer as one does; "
+                f"no Prefect server could be started: port {port} is taken by a program that does not answer as one does; "
                 "name a free port in PHOTOLOOM_SERVER_PORT"
             ) from None
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(_port())]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     _noted().parent.mkdir(parents=True, exist_ok=True)
     with _log().open("ab") as log:
         process = subprocess.Popen(

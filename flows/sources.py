@@ -6,7 +6,6 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -31,11 +30,9 @@ def mistyped(path: str) -> list[str]:
     return [word for word in words if word not in PLACES and get_close_matches(word.lower(), PLACES)]
 
 
-def matching(
-    graph: Graph, step: Bound, path: str, suffixes: tuple[str, ...], apart_from: Collection[Path] = ()
-) -> dict[str, str]:
+def matching(graph: Graph, step: Bound, path: str, suffixes: tuple[str, ...]) -> dict[str, str]:
     """The files that a file's path, a folder or a pattern names, in order, by what people call them. Strings, since there
-    may be a million. Those that lie in `apart_from` count as not there, unless the path itself leads into it.
+    may be a million. Those that lie in the graph's `apart_from` count as not there, unless the path itself leads into it.
 
     Raises:
         PipelineError: there is none (`NoFiles` where their folder is there), or one lies where it may not.
@@ -48,7 +45,7 @@ def matching(
     else:
         base = os.path.dirname(re.split(r"[*?[]", pattern)[0])
     root = os.path.realpath(base or os.curdir)
-    apart = [os.path.join(each, "") for each in map(str, apart_from) if not Path(root).is_relative_to(each)]
+    apart = [os.path.join(each, "") for each in map(str, graph.apart_from) if not Path(root).is_relative_to(each)]
     found = {}
     for file in sorted(glob.glob(pattern, recursive=True)):
         name = os.path.relpath(file, base or os.curdir)

@@ -152,7 +152,8 @@ def read(path: Path) -> Spec:
 
 def _beside(path: Path) -> str:
     try:
-        return nearest(path.name, (p.name for p in path.parent.glob("*.y*ml")))
+        names = [p.name for p in path.parent.glob("*.y*ml")]
+        return nearest(path.name, names) if names else ""
     except OSError:
         return ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,29 +55,23 @@ def run_pipeline(
     """
     tell = _teller()
     tell("began")
-    if other := _covered_by():
-        covered = f"Skipped: {other} began after this run was due, and took all that was there"
-        state: State[dict[str, Any]] = Completed(name="Skipped", message=covered)
-    else:
-        state = _run(pipeline, params or {}, models, store, out, nodes or (), allow or (), max_failures)
+    state: State[dict[str, Any]]
+    try:
+        if other := _covered_by():
+            covered = f"Skipped: {other} began after this run was due, and took all that was there"
+            state = Completed(name="Skipped", message=covered)
+        else:
+            for file in nodes or ():
+                import_nodes(Path(file))
+            state = Pipeline.from_spec(read(Path(pipeline))).run_in_flow(
+                params or {}, models=models, store=store, out=out, allow=[Path(folder) for folder in allow or ()],
+                max_failures=max_failures,
+            )
+    except UserError as error:
+        nothing = isinstance(error, NoFiles) and here()[0].deployment_id
+        state = Completed(name="Nothing to do", message=str(error)) if nothing else Failed(message=str(error), data=error)
     tell(f"{state.name}: {state.message}")
     return state
-
-
-def _run(
-    pipeline: str, params: dict[str, Any], models: str | None, store: str, out: str, nodes: Sequence[str], allow: Sequence[str],
-    max_failures: int | None,
-) -> State[dict[str, Any]]:
-    try:
-        for file in nodes:
-            import_nodes(Path(file))
-        return Pipeline.from_spec(read(Path(pipeline))).run_in_flow(
-            params, models=models, store=store, out=out, allow=[Path(folder) for folder in allow], max_failures=max_failures
-        )
-    except UserError as error:
-        if isinstance(error, NoFiles) and here()[0].deployment_id:
-            return Completed(name="Nothing to do", message=str(error))
-        return Failed(message=str(error), data=error)
 
 
 def _teller() -> Callable[[str], None]:

@@ -84,14 +84,12 @@ def in_batches(items: Sequence[S], work: Callable[[Sequence[S]], list[T]]) -> li
     found: list[T] = []
     while len(found) < len(items):
         group = items[len(found) : len(found) + size.size]
-        started, short = time.perf_counter(), False
+        started = time.perf_counter()
         try:
             found += work(group)
         except OutOfMemory:
             if len(group) == 1:
                 raise
-            short = True
-        if short:
             size.short(len(group))
         else:
             size.took(len(group), time.perf_counter() - started)

@@ -10,6 +10,7 @@ import pytest
 
 from flows.execute import Execution
 from flows.pipeline import Pipeline
+from flows.plan import Planner, make_plan
 from flows.store import Store
 from tests import toys
 
@@ -58,3 +59,12 @@ def states(execution: Execution) -> dict[str, str]:
         counts = {s: getattr(step, s) for s in ("ran", "cached", "failed", "skipped")}
         found[name] = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     return found
+
+
+def reasons(text: str, store: Store, **params: object) -> dict[str, list[str]]:
+    """What a plan says of each step's elements."""
+    graph = Pipeline.from_yaml(text).graph(params)
+    return {
+        step.name: [f"{call.id}: {call.state} {call.reason}".strip() for call in step.calls]
+        for step in make_plan(Planner(graph, store), set(graph.steps))
+    }

@@ -13,10 +13,10 @@ import pytest
 from flows.execute import Execution
 from flows.objects import DAY, blob_name, manifest_name
 from flows.pipeline import Pipeline
-from flows.plan import Call, Planner, make_plan
+from flows.plan import Call
 from flows.store import Ref, Store
 from tests import toys
-from tests.flows.conftest import Run, states
+from tests.flows.conftest import Run, reasons, states
 
 CHAIN = """
 name: chain
@@ -31,15 +31,6 @@ steps:
 
 def chain(photos: Path) -> str:
     return CHAIN.format(photos=photos)
-
-
-def reasons(text: str, store: Store, **params: object) -> dict[str, list[str]]:
-    """What a plan says of each step's elements."""
-    graph = Pipeline.from_yaml(text).graph(params)
-    return {
-        step.name: [f"{call.id}: {call.state} {call.reason}".strip() for call in step.calls]
-        for step in make_plan(Planner(graph, store), set(graph.steps))
-    }
 
 
 def test_a_second_run_calls_nothing(photos: Path, run: Run) -> None:

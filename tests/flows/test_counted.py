@@ -9,13 +9,12 @@ import pytest
 
 from flows.execute import Execution
 from flows.pipeline import Pipeline
-from flows.plan import Planner, make_plan
 from flows.report import Writer
 from flows.store import Store
 from nodes import Image, Node
 from nodes.errors import NodeDefinitionError, PipelineError
 from tests import toys
-from tests.flows.conftest import Run, states
+from tests.flows.conftest import Run, reasons, states
 from tests.flows.test_execute import values
 
 CARDS = """
@@ -31,14 +30,6 @@ outputs: [cards, negative, all]
 
 def greys(execution: Execution, step: str, output: str = "output") -> list[int]:
     return [int(value.pixels[0, 0, 0]) for value in values(execution, step, output)]
-
-
-def reasons(text: str, store: Store, **params: object) -> dict[str, list[str]]:
-    graph = Pipeline.from_yaml(text).graph(params)
-    return {
-        step.name: [f"{call.id}: {call.state} {call.reason}".strip() for call in step.calls]
-        for step in make_plan(Planner(graph, store), set(graph.steps))
-    }
 
 
 # --- what runs ---
